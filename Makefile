@@ -1,0 +1,45 @@
+# The project's two commands are `make demo` and `make test`; each sets up what it needs.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+TEST_WORKERS ?= 4
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check bench format clean
+
+help: ## Show the targets
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml
+	@if command -v uv >/dev/null 2>&1; then \
+	  test -x $(BIN)/python || uv venv --quiet --python $(PYTHON) $(VENV); \
+	  uv pip install --quiet --python $(BIN)/python -e ".[dev]"; \
+	else \
+	  test -x $(BIN)/python || $(PYTHON) -m venv $(VENV); \
+	  $(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[dev]"; \
+	fi
+	@touch $(STAMP)
+
+demo: $(STAMP) ## The whole story on the embedded PostgreSQL: enqueue, work, kill a worker, recover
+	@$(BIN)/pgq demo
+
+test: $(STAMP) ## All tests, against a real PostgreSQL (PGQUEUE_TEST_DSN, else Docker, else the embedded one)
+	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal --cov --cov-report=term --cov-fail-under=93
+
+check: $(STAMP) ## Linters, formatter, type checker, import rules, docs
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/python -m pytest -q tests/test_docs.py
+
+bench: $(STAMP) ## Drain, enqueue, latency and steady load, beside the bare-SQL floors in the same run
+	@$(BIN)/python -m benchmarks
+
+format: $(STAMP) ## Sort imports and format the code
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean: ## Remove what the targets made
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* htmlcov

@@ -1,0 +1,286 @@
+"""Connections to PostgreSQL: how they are opened, pooled, and how a Statement is run on one.
+
+psycopg is the interface: there is no driver layer. Other libraries' connections (SQLAlchemy) are taken by
+:mod:`pgqueue.integrations`; see :func:`run_on`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import importlib.util
+import logging
+import select
+import random
+import threading
+import weakref
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+
+import psycopg
+from psycopg import conninfo
+from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
+
+from pgqueue.errors import (
+    DatabaseError,
+    DatabaseUnreachableError,
+    InvalidJobError,
+    InvalidPayloadError,
+    PgqueueError,
+    SchemaError,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+    from pgqueue.statements import Statement
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+# A silent peer is noticed in seconds, not in the hours of the system's defaults.
+_DEFAULTS: Final = {
+    "connect_timeout": "10",
+    "keepalives": "1",
+    "keepalives_idle": "5",
+    "keepalives_interval": "2",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "10000",
+    "application_name": "pgqueue",
+}
+_POOL_SIZE: Final = 10
+_POOL_PATIENCE: Final = 30.0
+_RETRYABLE: Final = {"40001", "40P01"}  # serialization failure, deadlock: the statement did nothing, say it again
+_MOST_RETRIES: Final = 8
+
+
+def connection_string(dsn: str, **extra: str) -> str:
+    """``dsn`` with the keepalives and timeouts that it does not set itself.
+
+    Raises:
+        DatabaseError: it is not a connection string.
+    """
+    try:
+        given = conninfo.conninfo_to_dict(dsn)
+    except psycopg.ProgrammingError as error:
+        raise DatabaseError(f"not a PostgreSQL connection string: {str(error).strip()}") from None
+    return conninfo.make_conninfo(**{**_DEFAULTS, **extra, **given})
+
+
+def run(connection: psycopg.Connection[Any], statement: Statement[T]) -> T:
+    """Run a statement on a psycopg connection, inside whatever transaction it is in."""
+    with connection.cursor(binary=True) as cursor:
+        cursor.execute(statement.sql, statement.params)  # type: ignore[call-overload]
+        return statement.read(cursor.fetchall() if cursor.description else [])
+
+
+async def run_async(connection: psycopg.AsyncConnection[Any], statement: Statement[T]) -> T:
+    """Run a statement on a psycopg async connection, inside whatever transaction it is in."""
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(statement.sql, statement.params)  # type: ignore[call-overload]
+        return statement.read(await cursor.fetchall() if cursor.description else [])
+
+
+def run_on(connection: Any, statement: Statement[T]) -> T:
+    """Run a statement on the caller's own connection or session: psycopg, or one of :mod:`pgqueue.integrations`.
+
+    Raises:
+        TypeError: the connection is of an unknown kind, or async.
+    """
+    if isinstance(connection, psycopg.Connection):
+        with translated():
+            return run(connection, statement)
+    return cast("T", _integration(connection).run(connection, statement))
+
+
+async def run_on_async(connection: Any, statement: Statement[T]) -> T:
+    """The same for async connections and sessions.
+
+    Raises:
+        TypeError: the connection is of an unknown kind, or sync.
+    """
+    if isinstance(connection, psycopg.AsyncConnection):
+        with translated():
+            return await run_async(connection, statement)
+    return cast("T", await _integration(connection).run_async(connection, statement))
+
+
+def _integration(connection: Any) -> Any:
+    """``pgqueue.integrations.<package>``, by the package that the connection's class comes from."""
+    for cls in type(connection).__mro__:
+        package = cls.__module__.partition(".")[0]
+        if importlib.util.find_spec(f"pgqueue.integrations.{package}"):
+            return importlib.import_module(f"pgqueue.integrations.{package}")
+    raise TypeError(
+        f"{type(connection).__name__} is no connection that pgqueue knows; give it a psycopg connection "
+        "(sync for enqueue_sync, async for enqueue) or a SQLAlchemy Session, AsyncSession or Connection"
+    )
+
+
+class Database:
+    """The sync pool, and one async pool per event loop, of one DSN; opened when first used."""
+
+    def __init__(self, resolve_dsn: Callable[[], str]) -> None:
+        self._resolve_dsn = resolve_dsn
+        self._dsn: str | None = None
+        self._sync: ConnectionPool[psycopg.Connection[Any]] | None = None
+        self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool[Any]] = weakref.WeakKeyDictionary()
+        self._guard = threading.Lock()
+
+    @property
+    def dsn(self) -> str:
+        """The full connection string; starts the embedded server when no DSN is set."""
+        if self._dsn is None:
+            with self._guard:
+                if self._dsn is None:
+                    self._dsn = connection_string(self._resolve_dsn())
+        return self._dsn
+
+    @contextmanager
+    def connection(self) -> Iterator[psycopg.Connection[Any]]:
+        """A pooled autocommit connection. Raises DatabaseUnreachableError when none is to be had in 30 s."""
+        with translated():
+            pool = self._sync_pool()
+            connection = pool.getconn(timeout=_POOL_PATIENCE)
+        try:
+            yield connection
+        finally:
+            pool.putconn(connection)
+
+    @asynccontextmanager
+    async def aconnection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
+        """The same for async code, from the running loop's pool."""
+        with translated():
+            pool = await self._async_pool()
+            connection = await pool.getconn(timeout=_POOL_PATIENCE)
+        try:
+            yield connection
+        finally:
+            await pool.putconn(connection)
+
+    def run(self, statement: Statement[T]) -> T:
+        """Run one statement in a transaction of its own; a deadlock or serialization failure is said again."""
+        for attempt in range(_MOST_RETRIES):
+            try:
+                with translated(), self.connection() as connection:
+                    return run(connection, statement)
+            except DatabaseError as error:
+                if not _retryable(error) or attempt == _MOST_RETRIES - 1:
+                    raise
+                threading.Event().wait(_pause(attempt))
+        raise AssertionError  # pragma: no cover - the loop returns or raises
+
+    async def arun(self, statement: Statement[T]) -> T:
+        """The same for async code."""
+        for attempt in range(_MOST_RETRIES):
+            try:
+                with translated():
+                    async with self.aconnection() as connection:
+                        return await run_async(connection, statement)
+            except DatabaseError as error:
+                if not _retryable(error) or attempt == _MOST_RETRIES - 1:
+                    raise
+                await asyncio.sleep(_pause(attempt))
+        raise AssertionError  # pragma: no cover
+
+    def close(self) -> None:
+        """Close the sync pool; used again, it opens again."""
+        with self._guard:
+            pool, self._sync = self._sync, None
+        if pool is not None:
+            pool.close()
+
+    async def aclose(self) -> None:
+        """Close the running loop's pool, and the sync pool."""
+        pool = self._async.pop(asyncio.get_running_loop(), None)
+        if pool is not None:
+            await pool.close()
+        self.close()
+
+    def _sync_pool(self) -> ConnectionPool[psycopg.Connection[Any]]:
+        dsn = self.dsn
+        with self._guard:
+            if self._sync is None:
+                self._sync = ConnectionPool(
+                    dsn, min_size=0, max_size=_POOL_SIZE, kwargs={"autocommit": True}, configure=_configure,
+                    check=_check, reconnect_timeout=5, open=True, name="pgqueue",
+                )  # fmt: skip
+            return self._sync
+
+    async def _async_pool(self) -> AsyncConnectionPool[psycopg.AsyncConnection[Any]]:
+        loop = asyncio.get_running_loop()
+        pool = self._async.get(loop)
+        if pool is None:
+            dsn = self._dsn or await asyncio.to_thread(lambda: self.dsn)
+            pool = self._async.setdefault(loop, AsyncConnectionPool(
+                dsn, min_size=0, max_size=_POOL_SIZE, kwargs={"autocommit": True}, configure=_aconfigure,
+                check=_acheck, reconnect_timeout=5, open=False, name="pgqueue",
+            ))  # fmt: skip
+            await pool.open()
+        return pool
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """psycopg's errors come out as pgqueue's, with the original as their cause."""
+    try:
+        yield
+    except (psycopg.Error, PoolTimeout) as error:
+        raise translate(error) from error
+
+
+def translate(error: Exception) -> PgqueueError:
+    """The typed error for what psycopg (or a DBAPI behind SQLAlchemy) raised."""
+    state = getattr(error, "sqlstate", None) or ""
+    message = str(error).strip().split("\n")[0]
+    if state == "54000":
+        return InvalidPayloadError(message)
+    if state.startswith("22"):
+        return InvalidJobError(message)
+    if state in {"42P01", "3F000", "42883"}:
+        return SchemaError(f"{message}; run: pgq migrate")
+    if state.startswith(("08", "57P")) or isinstance(error, PoolTimeout | psycopg.OperationalError) and not state:
+        return DatabaseUnreachableError(f"PostgreSQL can't be reached: {message}")
+    return DatabaseError(message)
+
+
+def is_pooled(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], backend_pid: int) -> bool:
+    """Whether a pooler stands between: the process that answers is not the one that was connected to."""
+    return connection.info.backend_pid != backend_pid
+
+
+def _check(connection: psycopg.Connection[Any]) -> None:
+    """An idle connection that has something to read has most likely been closed; ask only then."""
+    if _has_input(connection.fileno()):
+        connection.execute("SELECT 1")
+
+
+async def _acheck(connection: psycopg.AsyncConnection[Any]) -> None:
+    if _has_input(connection.fileno()):
+        await connection.execute("SELECT 1")
+
+
+def _has_input(fd: int) -> bool:
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def _configure(connection: psycopg.Connection[Any]) -> None:
+    (pid,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
+    if is_pooled(connection, pid):
+        connection.prepare_threshold = None
+
+
+async def _aconfigure(connection: psycopg.AsyncConnection[Any]) -> None:
+    (pid,) = await (await connection.execute("SELECT pg_backend_pid()")).fetchone() or (0,)
+    if is_pooled(connection, pid):
+        connection.prepare_threshold = None
+
+
+def _retryable(error: DatabaseError) -> bool:
+    return getattr(error.__cause__, "sqlstate", None) in _RETRYABLE
+
+
+def _pause(attempt: int) -> float:
+    return random.uniform(0, 0.01 * 2**attempt)  # noqa: S311

@@ -1,0 +1,54 @@
+"""SQLAlchemy: enqueue in the transaction of a Session, AsyncSession, Connection or AsyncConnection, on any driver."""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from sqlalchemy import Connection, TextClause, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
+from sqlalchemy.orm import Session, scoped_session
+
+from pgqueue.connection import translate
+
+if TYPE_CHECKING:
+    from pgqueue.statements import Statement
+
+T = TypeVar("T")
+_CAST = re.compile(r"%\((\w+)\)s::([\w.]+(?:\[\])?)")
+_PLAIN = re.compile(r"%\((\w+)\)s")
+
+
+def run(session: Any, statement: Statement[T]) -> T:
+    """Run a statement in the session's transaction. A Session is flushed by SQLAlchemy as for any execute."""
+    if not isinstance(session, Session | Connection | scoped_session):
+        raise TypeError(f"{type(session).__name__} is async: await enqueue(…) instead of calling enqueue_sync(…)")
+    try:
+        rows = session.execute(_clause(statement.sql), statement.params or {})
+        return statement.read([tuple(row) for row in rows])
+    except DBAPIError as error:
+        raise translate(_original(error)) from error
+
+
+async def run_async(session: Any, statement: Statement[T]) -> T:
+    """The same for AsyncSession and AsyncConnection."""
+    if not isinstance(session, AsyncSession | AsyncConnection | async_scoped_session):
+        raise TypeError(f"{type(session).__name__} is sync: call enqueue_sync(…) instead of awaiting enqueue(…)")
+    try:
+        rows = await session.execute(_clause(statement.sql), statement.params or {})
+        return statement.read([tuple(row) for row in rows])
+    except DBAPIError as error:
+        raise translate(_original(error)) from error
+
+
+@cache
+def _clause(sql: str) -> TextClause:
+    """psycopg's placeholders as SQLAlchemy's, so that any driver's paramstyle serves."""
+    return text(_PLAIN.sub(r":\1", _CAST.sub(r"CAST(:\1 AS \2)", sql)).replace("%%", "%"))
+
+
+def _original(error: DBAPIError) -> Exception:
+    original = error.orig
+    return original if isinstance(original, Exception) else error

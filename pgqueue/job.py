@@ -1,0 +1,221 @@
+"""What a job is: a specification on the way in, a record on the way out. No I/O."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final, Self
+
+import orjson
+
+from pgqueue.durations import Duration, format_duration, parse_duration
+from pgqueue.errors import InvalidJobError, InvalidPayloadError
+
+DEFAULT_QUEUE: Final = "default"
+DEFAULT_PRIORITY: Final = 5
+DEFAULT_MAX_ATTEMPTS: Final = 10
+MAX_PAYLOAD_BYTES: Final = 1024 * 1024
+MAX_NAME_LENGTH: Final = 128
+MAX_KEY_LENGTH: Final = 512
+MOST_ATTEMPTS: Final = 32_767
+PRIORITIES: Final = {"high": 2, "normal": 5, "low": 8}
+FINISHED: Final = frozenset({"completed", "dead", "cancelled"})
+STATES: Final = ("available", "scheduled", "retrying", "running", "completed", "dead", "cancelled")
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """A job that may be enqueued: everything was checked when this was made.
+
+    Attributes:
+        task: name of the registered function, 1 to 128 characters.
+        payload: any JSON value, as text; at most 1 MiB.
+        queue: 1 to 128 characters.
+        priority: 0 (runs first) to 9, or ``high`` (2), ``normal`` (5), ``low`` (8).
+        delay: start this much after the transaction began; not together with ``run_at``.
+        run_at: start at this time; must carry a time zone.
+        max_attempts: 1 to 32767, the first run included.
+        timeout: longest run of one attempt; None: the task's own.
+        unique_key: at most one live job has it; enqueueing again answers the id of that job.
+        meta: a small JSON object that travels with the job (tags, trace context).
+    """
+
+    task: str
+    payload: str = "{}"
+    queue: str = DEFAULT_QUEUE
+    priority: int = DEFAULT_PRIORITY
+    delay: timedelta | None = None
+    run_at: datetime | None = None
+    max_attempts: int = DEFAULT_MAX_ATTEMPTS
+    timeout: timedelta | None = None
+    unique_key: str | None = None
+    meta: str | None = None
+
+    @classmethod
+    def make(
+        cls,
+        task: str,
+        payload: Any = None,
+        *,
+        queue: str = DEFAULT_QUEUE,
+        priority: int | str = DEFAULT_PRIORITY,
+        delay: Duration | None = None,
+        run_at: datetime | None = None,
+        max_attempts: int = DEFAULT_MAX_ATTEMPTS,
+        timeout: Duration | None = None,
+        unique_key: str | None = None,
+        meta: dict[str, Any] | None = None,
+    ) -> Self:
+        """Check and convert what a person wrote. ``payload`` is any JSON value; None means ``{}``.
+
+        Raises:
+            InvalidJobError: an option has no meaning; the message names it.
+            InvalidPayloadError: the payload is not JSON or is over 1 MiB.
+        """
+        if delay is not None and run_at is not None:
+            raise InvalidJobError("say delay or run_at, not both")
+        return cls(
+            task=check_text(task, "task", MAX_NAME_LENGTH),
+            payload="{}" if payload is None else dump_payload(payload),
+            queue=check_text(queue, "queue", MAX_NAME_LENGTH),
+            priority=parse_priority(priority),
+            delay=None if delay is None else parse_duration(delay, "delay"),
+            run_at=_check_time(run_at),
+            max_attempts=_check_attempts(max_attempts),
+            timeout=_check_timeout(timeout),
+            unique_key=None if unique_key is None else check_text(unique_key, "unique_key", MAX_KEY_LENGTH),
+            meta=None if meta is None else dump_payload(meta, "meta"),
+        )
+
+    def changed(self, **options: Any) -> Self:
+        """The same job with other options; checks as :meth:`make` does."""
+        if not options:
+            return self
+        spec = type(self).make(self.task, **options)
+        return replace(self, **{name: getattr(spec, name) for name in options})
+
+
+@dataclass(frozen=True, slots=True)
+class JobRecord:
+    """A job as the database holds it. ``state`` is one of :data:`STATES`; times are in UTC or NULL."""
+
+    id: int
+    queue: str
+    task: str
+    state: str
+    payload: Any
+    priority: int
+    attempt: int
+    max_attempts: int
+    run_at: datetime
+    created_at: datetime
+    started_at: datetime | None = None
+    finished_at: datetime | None = None
+    lease_until: datetime | None = None
+    worker: str | None = None
+    cancel_requested: bool = False
+    timeout: timedelta | None = None
+    unique_key: str | None = None
+    progress: dict[str, Any] | None = None
+    result: Any = None
+    errors: list[dict[str, Any]] = field(default_factory=list)
+    meta: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_row(cls, row: tuple[Any, ...]) -> Self:
+        """From the columns of get_job.sql, in their order."""
+        *columns, errors, meta = row
+        return cls(*columns, errors or [], meta or {})
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has ended: completed, dead or cancelled."""
+        return self.state in FINISHED
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON: times in ISO 8601, the timeout as text."""
+        facts = {name: getattr(self, name) for name in self.__slots__}
+        facts["timeout"] = None if self.timeout is None else format_duration(self.timeout)
+        return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in facts.items()}
+
+
+def check_text(value: Any, what: str, longest: int) -> str:
+    """A name or key that PostgreSQL can store; raises InvalidJobError, naming ``what``."""
+    if not isinstance(value, str):
+        raise InvalidJobError(f"{what} must be text, not {type(value).__name__}")
+    if not 1 <= len(value) <= longest:
+        raise InvalidJobError(f"{what} must have 1 to {longest} characters, not {len(value)}")
+    if "\0" in value:
+        raise InvalidJobError(f"{what} must not contain a NUL character")
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise InvalidJobError(f"{what} must be valid Unicode; it holds a lone surrogate") from None
+    return value
+
+
+def parse_priority(value: int | str) -> int:
+    """0 (first) to 9 (last), or ``high``, ``normal``, ``low``; raises InvalidJobError."""
+    number = PRIORITIES.get(value.lower(), value) if isinstance(value, str) else value
+    try:
+        priority = int(number)
+    except (TypeError, ValueError):
+        priority = -1
+    if isinstance(value, bool | float) or not 0 <= priority <= 9:  # noqa: PLR2004
+        raise InvalidJobError(f"priority must be 0 (first) to 9 (last), or high, normal, low; not {value!r}")
+    return priority
+
+
+def dump_payload(value: Any, what: str = "payload") -> str:
+    """JSON text that PostgreSQL takes as jsonb; raises InvalidPayloadError."""
+    try:
+        data = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidPayloadError(f"{what} is not JSON: {error}") from None
+    return check_json(data, what)
+
+
+def parse_payload(text: str | bytes, what: str = "payload") -> str:
+    """Check JSON text that came from outside (a flag, a file, a request); raises InvalidPayloadError."""
+    try:
+        orjson.loads(text)
+        data = text if isinstance(text, bytes) else text.encode()
+    except ValueError as error:
+        raise InvalidPayloadError(f"{what} is not JSON: {error}") from None
+    return check_json(data, what)
+
+
+def check_json(data: bytes, what: str = "payload") -> str:
+    """The two things that are JSON and yet no jsonb: too large, and the NUL character."""
+    if len(data) > MAX_PAYLOAD_BYTES:
+        raise InvalidPayloadError(
+            f"{what} of {len(data)} bytes is over the limit of {MAX_PAYLOAD_BYTES}; store it in a table of your own and enqueue its key"
+        )
+    if b"\\u0000" in data.replace(b"\\\\", b""):
+        raise InvalidPayloadError(f"{what} holds a NUL character (\\u0000), which PostgreSQL can't store")
+    return data.decode()
+
+
+def _check_time(value: datetime | None) -> datetime | None:
+    if value is None:
+        return None
+    if not isinstance(value, datetime):
+        raise InvalidJobError(f"run_at must be a datetime, not {value!r}")
+    if value.tzinfo is None or value.utcoffset() is None:
+        raise InvalidJobError("run_at must carry a time zone, for example datetime.now(UTC)")
+    return value.astimezone(UTC)
+
+
+def _check_attempts(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_ATTEMPTS:
+        raise InvalidJobError(f"max_attempts must be 1 to {MOST_ATTEMPTS}, not {value!r}")
+    return value
+
+
+def _check_timeout(value: Duration | None) -> timedelta | None:
+    if value is None:
+        return None
+    timeout = parse_duration(value, "timeout")
+    if not timeout:
+        raise InvalidJobError("timeout must be positive")
+    return timeout

@@ -1,0 +1,191 @@
+"""Bring the schema up, down, or out as SQL: alembic's machinery under an advisory lock and a lock_timeout."""
+
+from __future__ import annotations
+
+import io
+import logging
+import random
+import time
+from pathlib import Path
+
+import psycopg
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import Connection, Engine, create_engine
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import NullPool
+
+from alembic import context
+from pgqueue.errors import DatabaseUnreachableError, SchemaError
+from pgqueue.sql import qualify
+
+log = logging.getLogger(__name__)
+
+_LOCK_KEY = 0x70677175657565  # "pgqueue" in ASCII: one migration at a time in a cluster
+_LOCK_TIMEOUT = "1s"
+_LOCK_PATIENCE = 120.0  # seconds
+_LOCK_NOT_AVAILABLE = "55P03"
+
+
+def migrate(dsn: str, *, schema: str = "pgqueue", to: str = "head") -> None:
+    """Bring ``schema`` to the revision ``to``, creating it when it is missing. Running it twice is harmless.
+
+    Two at once wait for each other. A lock that a running transaction holds is waited for in
+    steps of a second, so that live traffic never queues behind the migration for longer.
+
+    Args:
+        dsn: a role that may create the schema (and roles, the first time).
+        schema: its name.
+        to: ``head``, a revision, ``base`` for nothing left, or ``-1`` for one step down.
+
+    Raises:
+        DatabaseUnreachableError: no connection.
+        SchemaError: the revision is unknown, or a lock was not to be had within two minutes.
+    """
+    engine = engine_for(dsn)
+    config = _config(schema)
+    down = to == "base" or to.startswith("-") or _is_older(config, engine, schema, to)
+    deadline = time.monotonic() + _LOCK_PATIENCE
+    while True:
+        try:
+            with _connect(engine) as connection:
+                _take_lock(connection, deadline)
+                config.attributes["connection"] = connection
+                (command.downgrade if down else command.upgrade)(config, to)
+        except OperationalError as error:
+            if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
+                raise
+            if time.monotonic() > deadline:
+                raise SchemaError("the migration could not lock a table for two minutes; see pg_locks") from error
+            log.warning("a transaction holds a table that the migration needs; trying again")
+            time.sleep(random.uniform(0.2, 1))  # noqa: S311
+        else:
+            return
+
+
+def migration_sql(schema: str = "pgqueue", to: str = "head") -> str:
+    """The SQL that brings an empty database to the revision ``to``, for people who apply it by hand."""
+    out = io.StringIO()
+    command.upgrade(_config(schema, out), to, sql=True)
+    return out.getvalue()
+
+
+def current_revision(dsn: str, *, schema: str = "pgqueue") -> str | None:
+    """The revision that the database is at; None when it was never migrated.
+
+    Raises:
+        DatabaseUnreachableError: no connection.
+    """
+    with _connect(engine_for(dsn)) as connection:
+        return MigrationContext.configure(connection, opts={"version_table_schema": schema}).get_current_revision()
+
+
+def head_revision() -> str:
+    """The revision that this pgqueue works with."""
+    head = ScriptDirectory.from_config(_config("pgqueue")).get_current_head()
+    assert head is not None  # noqa: S101 - the package always carries a migration
+    return head
+
+
+def check_schema(dsn: str, *, schema: str = "pgqueue") -> None:
+    """Make sure that the database is at the revision that this pgqueue works with.
+
+    Raises:
+        SchemaError: it is missing, older or newer; the message says what to run.
+        DatabaseUnreachableError: no connection.
+    """
+    require_head(current_revision(dsn, schema=schema), schema)
+
+
+def require_head(current: str | None, schema: str) -> None:
+    """Compare a revision with the one that this pgqueue works with; raises SchemaError when they differ."""
+    head = head_revision()
+    if current == head:
+        return
+    if current is None:
+        raise SchemaError(f"the database has no schema {schema!r} of pgqueue; run: pgq migrate")
+    if current < head:
+        raise SchemaError(f"the schema is at {current}, this pgqueue needs {head}; run: pgq migrate")
+    raise SchemaError(f"the schema is at {current}, newer than this pgqueue ({head}); upgrade the package")
+
+
+def engine_for(dsn: str) -> Engine:
+    """A SQLAlchemy engine for a libpq DSN or URI, without a pool."""
+    return create_engine(
+        "postgresql+psycopg://", creator=lambda: psycopg.connect(dsn, connect_timeout=10), poolclass=NullPool
+    )
+
+
+def create_schema_sql(schema: str) -> str:
+    """The one statement that the version table needs before the first migration."""
+    return f'CREATE SCHEMA IF NOT EXISTS "{schema}"'
+
+
+def execute_file(path: Path) -> None:
+    """Run a migration's .sql file, with the prefix ``pgqueue.`` put for the schema's real name."""
+    execute_sql(path.read_text(encoding="utf-8"))
+
+
+def execute_sql(sql: str) -> None:
+    """Run a migration's statements, with the prefix ``pgqueue.`` put for the schema's real name."""
+    schema = context.config.attributes["schema"]
+    sql = qualify(sql, schema).replace("SCHEMA pgqueue ", f'SCHEMA "{schema}" ')
+    migration = context.get_context()
+    if context.is_offline_mode():
+        migration.impl.static_output(sql)
+    else:
+        assert migration.connection is not None  # noqa: S101 - online has one
+        migration.connection.exec_driver_sql(sql, execution_options={"no_parameters": True})
+
+
+def _config(schema: str, out: io.StringIO | None = None) -> Config:
+    config = Config(output_buffer=out) if out else Config()
+    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["schema"] = schema
+    return config
+
+
+def _scripts() -> Path:
+    """Inside the installed package, else at the top of the checkout."""
+    package = Path(__file__).parent
+    installed = package / "_migrations"
+    return installed if installed.is_dir() else package.parent / "alembic"
+
+
+def _connect(engine: Engine) -> Connection:
+    try:
+        return engine.connect()
+    except OperationalError as error:
+        raise DatabaseUnreachableError(f"PostgreSQL can't be reached: {str(error.orig).strip()}") from error
+
+
+def _take_lock(connection: Connection, deadline: float) -> None:
+    """Session-level, so that it spans the migrations' transactions; gone with the connection."""
+    waiting = False
+    while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK_KEY})").scalar():
+        if time.monotonic() > deadline:
+            raise SchemaError("another migration has been running for two minutes")
+        if not waiting:
+            log.info("another migration is running; waiting for it")
+            waiting = True
+        time.sleep(0.2)
+    connection.exec_driver_sql(f"SET lock_timeout = '{_LOCK_TIMEOUT}'")
+    connection.commit()
+
+
+def _is_older(config: Config, engine: Engine, schema: str, to: str) -> bool:
+    """Whether ``to`` lies behind the database's revision."""
+    if to in {"head", "heads"} or to.startswith("+"):
+        return False
+    with _connect(engine) as connection:
+        current = MigrationContext.configure(connection, opts={"version_table_schema": schema}).get_current_revision()
+    script = ScriptDirectory.from_config(config)
+    try:
+        behind = {revision.revision for revision in script.iterate_revisions(current or "base", "base")}
+        script.get_revision(to)
+    except Exception as error:
+        raise SchemaError(f"there is no revision {to!r}") from error
+    return to in behind and to != current

@@ -1,0 +1,54 @@
+"""A claimed job in a worker's hand: what the handler's :class:`pgqueue.Job` looks at. No I/O."""
+
+from __future__ import annotations
+
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgqueue.app import App
+
+
+class Run:
+    """One attempt at one job, under one lease.
+
+    Attributes:
+        token: the lease that every write of this run carries.
+        payload: JSON text, decoded by whoever needs it.
+        timeout: seconds for this attempt, None: the task's own or none.
+        cancelled: somebody asked to cancel the job, or its lease is lost: stop as soon as possible.
+        lost: the lease is lost; whatever this run writes is refused.
+        landed: the completion has been committed by ``job.transaction()``.
+        report: the latest progress as JSON text, until it is written.
+    """
+
+    __slots__ = (
+        "app", "attempt", "cancel_hook", "cancelled", "deadline", "id", "landed", "lost", "max_attempts", "meta", "payload", "priority",
+        "queue", "report", "result", "started", "task", "timed_out", "timeout", "token",
+    )  # fmt: skip
+
+    def __init__(self, row: tuple[Any, ...], token: int, app: App) -> None:
+        (self.priority, _, self.id, self.queue, self.task, self.payload, self.attempt, self.max_attempts, self.timeout, self.meta) = row
+        self.token = token
+        self.app = app
+        self.started: float | None = None
+        self.deadline: float | None = None
+        self.cancelled = False
+        self.lost = False
+        self.landed = False
+        self.timed_out = False
+        self.report: str | None = None
+        self.result: Any = None
+        self.cancel_hook: Callable[[], object] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Run of job {self.id} ({self.task}), attempt {self.attempt}>"
+
+    def facts(self) -> dict[str, Any]:
+        """What every log line about this run carries."""
+        return {"job_id": self.id, "task": self.task, "queue": self.queue, "attempt": self.attempt}
+
+
+current_run: Final[ContextVar[Run | None]] = ContextVar("pgqueue_current_run", default=None)

@@ -1,0 +1,122 @@
+"""A task's parameters as JSON: checked by pydantic when a job is enqueued, and again when it runs."""
+
+from __future__ import annotations
+
+import inspect
+from typing import TYPE_CHECKING, Any, NotRequired, Required, get_args, get_origin, get_type_hints
+
+import orjson
+from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
+from typing_extensions import TypedDict
+
+from pgqueue.errors import InvalidJobError, InvalidPayloadError
+from pgqueue.job import check_json, dump_payload
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class Arguments:
+    """Turns a call's arguments into a payload, and a payload into keyword arguments.
+
+    ``job_parameter`` is the parameter annotated :class:`pgqueue.Job`, which gets the running job and is not in
+    the payload. A ``raw`` task has one parameter that takes the whole payload, whatever JSON it is.
+
+    Raises:
+        InvalidJobError: the function can't be called with JSON: ``*args``, positional-only parameters, or an
+            annotation that pydantic can't handle.
+    """
+
+    __slots__ = ("_adapter", "_empty", "_names", "_raw", "_signature", "_task", "job_parameter")
+
+    def __init__(self, function: Callable[..., Any], task: str, *, raw: bool, job_type: type) -> None:
+        signature = inspect.signature(function)
+        hints = _hints(function, task)
+        self._task = task
+        self._raw = raw
+        self.job_parameter = next((n for n in signature.parameters if _mentions(hints.get(n), job_type)), None)
+        parameters = [p for name, p in signature.parameters.items() if name != self.job_parameter]
+        self._signature = signature.replace(parameters=parameters)
+        self._names = [p.name for p in parameters]
+        if raw and len(parameters) != 1:
+            raise InvalidJobError(f"task {task!r} is raw: it must have exactly one parameter for the payload")
+        self._empty = not parameters
+        self._adapter = None if raw else _adapter(task, parameters, hints)
+
+    def dump(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+        """The payload of a call; raises InvalidPayloadError when the arguments do not fit."""
+        try:
+            bound = self._signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            raise InvalidPayloadError(f"task {self._task!r}: {error}") from None
+        if self._adapter is None:
+            return dump_payload(bound[self._names[0]])
+        if bound.keys() - set(self._names[-1:]) != bound.keys() and self._names[-1] not in kwargs:
+            bound = self._spread(bound)
+        try:
+            return check_json(self._adapter.dump_json(self._adapter.validate_python(bound)))
+        except ValidationError as error:
+            raise InvalidPayloadError(f"task {self._task!r}: {_first(error)}") from None
+        except (PydanticSerializationError, UnicodeEncodeError) as error:
+            raise InvalidPayloadError(f"task {self._task!r}: payload is not JSON: {error}") from None
+
+    def load(self, payload: str) -> dict[str, Any]:
+        """The keyword arguments in a payload; raises InvalidPayloadError when they do not fit."""
+        if self._adapter is None:
+            return {self._names[0]: orjson.loads(payload)}
+        if self._empty and payload == "{}":
+            return {}
+        try:
+            return self._adapter.validate_json(payload)  # type: ignore[no-any-return]
+        except ValidationError as error:
+            raise InvalidPayloadError(f"task {self._task!r}: {_first(error)}") from None
+
+    def _spread(self, bound: dict[str, Any]) -> dict[str, Any]:
+        """``**kwargs`` of the function lie beside its named parameters."""
+        last = self._signature.parameters[self._names[-1]]
+        if last.kind is not inspect.Parameter.VAR_KEYWORD:
+            return bound
+        return {**{k: v for k, v in bound.items() if k != last.name}, **bound[last.name]}
+
+
+def _adapter(task: str, parameters: list[inspect.Parameter], hints: dict[str, Any]) -> TypeAdapter[Any]:
+    fields: dict[str, Any] = {}
+    extra = "forbid"
+    for parameter in parameters:
+        if parameter.kind in {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY}:
+            raise InvalidJobError(f"task {task!r}: parameter {parameter.name!r} can't be named in JSON; make it a plain or keyword parameter")
+        if parameter.kind is inspect.Parameter.VAR_KEYWORD:
+            extra = "allow"
+            continue
+        hint = hints.get(parameter.name, Any)
+        fields[parameter.name] = Required[hint] if parameter.default is parameter.empty else NotRequired[hint]
+    arguments: Any = TypedDict(f"{task} arguments", fields)  # type: ignore[operator]
+    arguments.__pydantic_config__ = ConfigDict(extra=extra)  # type: ignore[typeddict-item]
+    try:
+        return TypeAdapter(arguments)
+    except PydanticSchemaGenerationError as error:
+        raise InvalidJobError(f"task {task!r}: a parameter's type can't travel as JSON: {str(error).splitlines()[0]}") from None
+
+
+def _hints(function: Callable[..., Any], task: str) -> dict[str, Any]:
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError as error:
+        raise InvalidJobError(
+            f"task {task!r}: annotation names {error.name!r}, which does not exist at run time; import it outside TYPE_CHECKING"
+        ) from None
+
+
+def _mentions(hint: Any, job_type: type) -> bool:
+    """``Job``, or ``Job | None``."""
+    if get_origin(hint) is not None:
+        return any(_mentions(argument, job_type) for argument in get_args(hint))
+    return isinstance(hint, type) and issubclass(hint, job_type)
+
+
+def _first(error: ValidationError) -> str:
+    details = error.errors(include_url=False)
+    place = ".".join(str(part) for part in details[0]["loc"]) or "payload"
+    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
+    return f"{place}: {details[0]['msg']}{more}"

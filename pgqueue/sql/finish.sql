@@ -1,0 +1,52 @@
+-- Land a batch of outcomes: jobs leave for history, or go back to wait.
+--
+-- Parameters: ids, tokens, verdicts, results, errors, delays: parallel arrays, one element per outcome, sorted by id.
+--   verdict: completed | dead | cancelled | retry (back after the delay) | snooze (the same, attempt refunded) |
+--   release (back at once or after the delay, attempt refunded). result, error: JSON text or NULL; delay: seconds.
+--   done_tokens: leases with no other job left (deleted); open_tokens: the others.
+-- Index: jobs_pkey (`id = ANY` keeps the planner from scanning the table), leases_pkey.
+-- Guard: the row's token. A row that is not running under this token is left alone.
+-- Locks: leases first, by token, then jobs by id; a sweep passes over a lease that is locked here.
+-- Answers the ids that did not land, with their tokens: those leases are lost. Nothing in the good case.
+WITH done AS MATERIALIZED (
+    SELECT l.token FROM pgqueue.leases l WHERE l.token = ANY (%(done_tokens)s::bigint[]) ORDER BY l.token FOR UPDATE
+), held AS MATERIALIZED (
+    SELECT l.token FROM pgqueue.leases l WHERE l.token = ANY (%(open_tokens)s::bigint[]) ORDER BY l.token FOR KEY SHARE
+), outcome AS MATERIALIZED (
+    SELECT o.id, o.token, o.verdict, o.result, o.error, o.delay
+    FROM unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(verdicts)s::text[], %(results)s::text[], %(errors)s::text[],
+                %(delays)s::float8[]) AS o(id, token, verdict, result, error, delay)
+    WHERE (SELECT count(*) FROM done) + (SELECT count(*) FROM held) >= 0  -- the leases are locked before any job
+), gone AS (
+    DELETE FROM pgqueue.jobs j USING outcome o
+    WHERE j.id = ANY (%(ids)s::bigint[]) AND j.id = o.id AND j.lease_token = o.token AND j.state = 'running'
+      AND (o.verdict IN ('completed', 'dead', 'cancelled') OR (o.verdict = 'retry' AND j.cancel_requested))
+    RETURNING j.id, j.run_at, j.created_at, j.started_at, j.lease_token, j.priority, j.attempt, j.max_attempts, j.queue, j.task,
+        j.payload, j.timeout, j.unique_key, j.worker, j.progress, j.meta,
+        CASE o.verdict WHEN 'retry' THEN 'cancelled' ELSE o.verdict END::pgqueue.job_state AS state, o.result::jsonb AS result,
+        CASE WHEN o.error IS NULL THEN j.errors ELSE coalesce(j.errors, '[]') || o.error::jsonb END AS errors
+), landed AS (
+    INSERT INTO pgqueue.history AS h (id, run_at, created_at, started_at, lease_token, state, priority, attempt, max_attempts,
+        queue, task, payload, timeout, unique_key, worker, progress, errors, meta, result)
+    SELECT g.id, g.run_at, g.created_at, g.started_at, g.lease_token, g.state, g.priority, g.attempt, g.max_attempts,
+        g.queue, g.task, g.payload, g.timeout, g.unique_key, g.worker, g.progress, g.errors, g.meta, g.result
+    FROM gone g
+    RETURNING h.id
+), back AS (
+    UPDATE pgqueue.jobs j
+    SET state = 'available', lease_token = NULL, lease_until = NULL, worker = NULL, cancel_requested = false,
+        attempt = j.attempt - CASE WHEN o.verdict = 'retry' THEN 0 ELSE 1 END,
+        run_at = CASE WHEN o.delay > 0 THEN now() + o.delay * interval '1 second' ELSE j.run_at END,
+        errors = CASE WHEN o.error IS NULL THEN j.errors
+                      WHEN jsonb_array_length(j.errors) >= 50 THEN (j.errors - 0) || o.error::jsonb
+                      ELSE coalesce(j.errors, '[]') || o.error::jsonb END
+    FROM outcome o
+    WHERE j.id = ANY (%(ids)s::bigint[]) AND j.id = o.id AND j.lease_token = o.token AND j.state = 'running'
+      AND (o.verdict IN ('snooze', 'release') OR (o.verdict = 'retry' AND NOT j.cancel_requested))
+    RETURNING j.id
+), ended AS (
+    DELETE FROM pgqueue.leases l USING done d WHERE l.token = d.token
+)
+SELECT o.id, o.token
+FROM outcome o
+WHERE NOT EXISTS (SELECT FROM landed l WHERE l.id = o.id) AND NOT EXISTS (SELECT FROM back b WHERE b.id = o.id)

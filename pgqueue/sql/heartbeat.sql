@@ -1,0 +1,10 @@
+-- Say that this worker is alive, and forget those that have been silent for a day.
+--
+-- Parameters: name, host, pid, queues, slots, running, version, stopping.
+WITH silent AS (
+    DELETE FROM pgqueue.workers w WHERE w.heartbeat_at < now() - interval '1 day' AND w.name <> %(name)s
+)
+INSERT INTO pgqueue.workers AS w (name, host, pid, queues, slots, running, version, stopping)
+VALUES (%(name)s, %(host)s, %(pid)s, %(queues)s, %(slots)s, %(running)s, %(version)s, %(stopping)s)
+ON CONFLICT (name) DO UPDATE
+SET running = excluded.running, stopping = excluded.stopping, slots = excluded.slots, heartbeat_at = now()

@@ -1,0 +1,44 @@
+-- Recover what dead workers held: the jobs of expired leases go back at once, or to history when their attempts are
+-- used up (dead) or somebody asked to cancel them (cancelled).
+--
+-- Parameters: limit: leases per sweep.
+-- Index: leases is a few rows per worker; jobs_pkey for their jobs.
+-- Guard: the lease is expired and locked here; a job is touched only while it still runs under that lease's token.
+-- Locks: leases first, SKIP LOCKED (a finish or a renewal that is just landing wins), then jobs by id.
+-- Answers (id, queue, task, attempt, state, worker) of every job it moved.
+WITH expired AS MATERIALIZED (
+    SELECT l.token, l.worker, l.job_ids FROM pgqueue.leases l
+    WHERE l.lease_until <= now()
+    ORDER BY l.lease_until LIMIT %(limit)s
+    FOR UPDATE SKIP LOCKED
+), lost AS MATERIALIZED (
+    SELECT j.id, j.lease_token, j.cancel_requested OR j.attempt >= j.max_attempts AS ends, e.worker,
+        jsonb_build_object('attempt', j.attempt, 'type', 'LeaseExpired', 'at', now(), 'message',
+            format('the lease of worker %%s ran out: it died, was cut off, or could not renew', e.worker)) AS error
+    FROM pgqueue.jobs j JOIN expired e ON j.lease_token = e.token
+    WHERE j.id = ANY (ARRAY(SELECT unnest(x.job_ids) FROM expired x)) AND j.state = 'running'
+    ORDER BY j.id
+    FOR NO KEY UPDATE OF j
+), gone AS (
+    DELETE FROM pgqueue.jobs j USING lost
+    WHERE j.id = ANY (ARRAY(SELECT l.id FROM lost l WHERE l.ends)) AND j.id = lost.id AND j.lease_token = lost.lease_token
+    RETURNING j.*, lost.error
+), landed AS (
+    INSERT INTO pgqueue.history AS h (id, run_at, created_at, started_at, lease_token, state, priority, attempt, max_attempts,
+        queue, task, payload, timeout, unique_key, worker, progress, errors, meta)
+    SELECT g.id, g.run_at, g.created_at, g.started_at, g.lease_token,
+        CASE WHEN g.cancel_requested THEN 'cancelled' ELSE 'dead' END::pgqueue.job_state, g.priority, g.attempt, g.max_attempts,
+        g.queue, g.task, g.payload, g.timeout, g.unique_key, g.worker, g.progress, coalesce(g.errors, '[]') || g.error, g.meta
+    FROM gone g
+    RETURNING h.id, h.queue, h.task, h.attempt, h.state::text, h.worker
+), back AS (
+    UPDATE pgqueue.jobs j
+    SET state = 'available', lease_token = NULL, lease_until = NULL, worker = NULL,
+        errors = CASE WHEN jsonb_array_length(j.errors) >= 50 THEN j.errors - 0 ELSE coalesce(j.errors, '[]') END || lost.error
+    FROM lost
+    WHERE j.id = ANY (ARRAY(SELECT l.id FROM lost l WHERE NOT l.ends)) AND j.id = lost.id AND j.lease_token = lost.lease_token
+    RETURNING j.id, j.queue, j.task, j.attempt, j.state::text, lost.worker
+), ended AS (
+    DELETE FROM pgqueue.leases l USING expired e WHERE l.token = e.token
+)
+SELECT * FROM landed UNION ALL SELECT * FROM back
