@@ -1,6 +1,7 @@
 """pgqueue: a job queue whose only server is PostgreSQL."""
 
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
 
 from pgqueue.app import App
 from pgqueue.backoff import Backoff, Exponential, Fixed, never
@@ -30,10 +31,12 @@ from pgqueue.errors import (
 )
 from pgqueue.handle import Job, current_job
 from pgqueue.job import JobRecord, JobSpec
-from pgqueue.migrate import migrate
 from pgqueue.settings import Settings
 from pgqueue.task import Task
 from pgqueue.worker import Worker
+
+if TYPE_CHECKING:
+    from pgqueue.migrate import migrate
 
 __version__ = _version("pgqueue")
 
@@ -44,3 +47,12 @@ __all__ = [
     "PgqueueError", "ResultTimeoutError", "Retry", "SchemaError", "Settings", "SettingsError", "Snooze", "Task",
     "UnknownTaskError", "Worker", "current_job", "migrate", "never",
 ]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    """``migrate`` brings alembic and SQLAlchemy along, so it is imported by who asks for it."""
+    if name == "migrate":
+        from pgqueue.migrate import migrate  # noqa: PLC0415
+
+        return migrate
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

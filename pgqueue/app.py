@@ -43,10 +43,14 @@ class App:
     """
 
     def __init__(self, dsn: str | None = None, *, schema: str | None = None, settings: Settings | None = None) -> None:
-        self.settings = settings or Settings.load(dsn=dsn, schema=schema)
-        self.schema = self.settings.schema
         self.tasks: dict[str, Task[Any, Any]] = {}
-        self.database = Database(self.settings.resolve_dsn)
+        self.configure(settings or Settings.load(dsn=dsn, schema=schema))
+
+    def configure(self, settings: Settings) -> None:
+        """Point the application at another database or schema, before its first use (``pgq worker --dsn`` does)."""
+        self.settings = settings
+        self.schema = settings.schema
+        self.database = Database(settings.resolve_dsn)
         self.client = Client(self.database, self.schema)
         self.aclient = AsyncClient(self.database, self.schema)
 

@@ -155,7 +155,7 @@ class Job:
         """
         if not 0 <= value <= 1:
             raise InvalidJobError(f"progress must be 0.0 to 1.0, not {value!r}")
-        self._running().report = dump_result({"value": value} if note is None else {"value": value, "note": note})
+        self._running().tell(dump_result({"value": value} if note is None else {"value": value, "note": note}))
 
     def set_result(self, value: Any) -> None:
         """The result that :meth:`transaction` commits; without it the result of such a job is None."""

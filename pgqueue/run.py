@@ -20,31 +20,44 @@ class Run:
         timeout: seconds for this attempt, None: the task's own or none.
         cancelled: somebody asked to cancel the job, or its lease is lost: stop as soon as possible.
         lost: the lease is lost; whatever this run writes is refused.
+        ended: its outcome is known; a later one (of an abandoned thread) is dropped.
+        timed_out, releasing: why it was interrupted: its timeout, or a stop of the worker.
         landed: the completion has been committed by ``job.transaction()``.
         report: the latest progress as JSON text, until it is written.
+        cancel_hook: interrupts the handler; None while it does not run or can't be interrupted.
     """
 
     __slots__ = (
-        "app", "attempt", "cancel_hook", "cancelled", "deadline", "id", "landed", "lost", "max_attempts", "meta", "payload", "priority",
-        "queue", "report", "result", "started", "task", "timed_out", "timeout", "token",
+        "app", "attempt", "cancel_hook", "cancelled", "ended", "id", "landed", "lost", "max_attempts", "meta", "payload", "priority",
+        "queue", "releasing", "report", "result", "started", "task", "timed_out", "timeout", "token",
     )  # fmt: skip
 
     def __init__(self, row: tuple[Any, ...], token: int, app: App) -> None:
         (self.priority, _, self.id, self.queue, self.task, self.payload, self.attempt, self.max_attempts, self.timeout, self.meta) = row
         self.token = token
         self.app = app
-        self.started: float | None = None
-        self.deadline: float | None = None
+        self.started = 0.0
+        self.ended = False
         self.cancelled = False
         self.lost = False
         self.landed = False
         self.timed_out = False
+        self.releasing = False
         self.report: str | None = None
         self.result: Any = None
         self.cancel_hook: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         return f"<Run of job {self.id} ({self.task}), attempt {self.attempt}>"
+
+    def tell(self, report: str) -> None:
+        """Take the latest progress; the renewer writes it."""
+        self.report = report
+
+    def interrupt(self) -> None:
+        """Stop the handler if it can be stopped; a thread only sees ``cancelled``."""
+        if self.cancel_hook is not None:
+            self.cancel_hook()
 
     def facts(self) -> dict[str, Any]:
         """What every log line about this run carries."""

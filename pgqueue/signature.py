@@ -28,13 +28,13 @@ class Arguments:
             annotation that pydantic can't handle.
     """
 
-    __slots__ = ("_adapter", "_empty", "_names", "_raw", "_signature", "_task", "job_parameter")
+    __slots__ = ("_adapter", "_empty", "_names", "_signature", "_task", "job_parameter", "raw")
 
     def __init__(self, function: Callable[..., Any], task: str, *, raw: bool, job_type: type) -> None:
         signature = inspect.signature(function)
         hints = _hints(function, task)
         self._task = task
-        self._raw = raw
+        self.raw = raw
         self.job_parameter = next((n for n in signature.parameters if _mentions(hints.get(n), job_type)), None)
         parameters = [p for name, p in signature.parameters.items() if name != self.job_parameter]
         self._signature = signature.replace(parameters=parameters)

@@ -84,7 +84,7 @@ class Lanes:
 
     queues: list[str]
     priorities: list[int]
-    mark_ats: list[datetime | str]
+    mark_ats: list[datetime | None]
     mark_ids: list[int]
 
 
@@ -235,9 +235,13 @@ def landed(outcomes: Sequence[tuple[int, int, Outcome]], *, schema: str) -> Stat
     return Statement(load("landed", schema), params, _column)
 
 
-def renew(held: Sequence[tuple[int, int]], lease: timedelta, *, schema: str) -> Statement[dict[int, bool]]:
-    """Prolong the leases of (id, token)s; answers id → cancel requested, for those still held."""
-    params = {"ids": [job_id for job_id, _ in held], "tokens": [token for _, token in held], "lease": lease}
+def renew(
+    leases: Sequence[int], held: Sequence[tuple[int, int]], lease: timedelta, *, schema: str
+) -> Statement[dict[int, bool]]:
+    """Prolong these leases and their running (id, token)s; answers id → cancel requested, for those still held."""
+    params = {
+        "leases": list(leases), "ids": [job_id for job_id, _ in held], "tokens": [token for _, token in held], "lease": lease,
+    }  # fmt: skip
     return Statement(load("renew", schema), params, lambda rows: dict(rows))  # type: ignore[arg-type]
 
 
@@ -259,13 +263,13 @@ def prune(*, schema: str) -> Statement[list[str]]:
 
 def heartbeat(
     name: str, host: str, pid: int, queues: list[str], slots: int, running: int, version: str, stopping: bool, *, schema: str
-) -> Statement[None]:
-    """Say that this worker is alive."""
+) -> Statement[float]:
+    """Say that this worker is alive; answers the server's clock, in seconds since 1970."""
     params = {
         "name": name, "host": host, "pid": pid, "queues": queues, "slots": slots, "running": running,
         "version": version, "stopping": stopping,
     }  # fmt: skip
-    return Statement(load("heartbeat", schema), params, _nothing)
+    return Statement(load("heartbeat", schema), params, _scalar)
 
 
 def sign_off(name: str, *, schema: str) -> Statement[None]:

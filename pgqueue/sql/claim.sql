@@ -1,14 +1,14 @@
 -- Claim up to `limit` due jobs under one new lease: one round trip, one lease row, HOT updates only.
 --
 -- Parameters: queues, priorities, mark_ats, mark_ids: parallel arrays, one element per lane, in the order the
---   lanes are to be served; tasks: the names this worker knows, NULL for all; limit; token: fresh, random, 63 bits;
+--   lanes are to be served (a mark of NULL: from the start); tasks: the names this worker knows, NULL for all; limit; token: fresh, random, 63 bits;
 --   lease: interval; worker.
 -- Index: jobs_claim, an ordered range per lane that begins behind the lane's mark; jobs_pkey for the update.
 -- Guard: state = 'available' under a row lock. A lane begins behind its mark, so that the dead versions that a
 --   held snapshot keeps are not walked again; a mark that is too high only delays (the next scan has none).
 -- MATERIALIZED: the LIMIT is taken once, however the update is planned. Nothing due: no lease row, no write.
 WITH lane AS MATERIALIZED (
-    SELECT l.queue, l.priority, l.mark_at, l.mark_id
+    SELECT l.queue, l.priority, coalesce(l.mark_at, '-infinity') AS mark_at, l.mark_id
     FROM unnest(%(queues)s::text[], %(priorities)s::smallint[], %(mark_ats)s::timestamptz[], %(mark_ids)s::bigint[])
         WITH ORDINALITY AS l(queue, priority, mark_at, mark_id, nth)
     WHERE NOT EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = l.queue AND q.paused)

@@ -1,12 +1,13 @@
 -- Prolong the leases of jobs that still run. Only for batches that have been held for a third of the lease.
 --
--- Parameters: ids, tokens: parallel arrays, one element per job that still runs; lease: interval.
+-- Parameters: ids, tokens: parallel arrays, one element per job that still runs; leases: the tokens of all batches to
+--   be held on, also those whose outcomes are about to land; lease: interval.
 -- Index: leases_pkey, jobs_pkey.
 -- Guard: the lease row exists and no sweep holds it; the job is running under this token.
 -- Locks: leases first, by token, then jobs.
 -- Answers (id, cancel_requested) of the jobs that are held on; one that is not answered is lost.
 WITH held AS MATERIALIZED (
-    SELECT l.token FROM pgqueue.leases l WHERE l.token = ANY (%(tokens)s::bigint[])
+    SELECT l.token FROM pgqueue.leases l WHERE l.token = ANY (%(leases)s::bigint[])
     ORDER BY l.token FOR NO KEY UPDATE SKIP LOCKED
 ), renewed AS (
     UPDATE pgqueue.leases l SET lease_until = now() + %(lease)s::interval FROM held h WHERE l.token = h.token

@@ -1,0 +1,274 @@
+"""``pgq enqueue``: one job, the same job many times, or a file of jobs; all of them or none."""
+
+from __future__ import annotations
+
+import os
+import sys
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final
+
+import typer
+
+from pgqueue.cli.options import AppOption, Context, command, ready
+from pgqueue.cli.text import print_json
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+
+    from pgqueue.app import App
+    from pgqueue.job import JobSpec
+
+DEFAULT_TASK: Final = "echo"
+_BATCH_JOBS: Final = 1_000
+_BATCH_BYTES: Final = 4 * 1024 * 1024
+_LONGEST_LINE: Final = 4 * 1024 * 1024
+_LONG_COUNT: Final = 5_000
+_LONG_FILE: Final = 512 * 1024
+_FIELDS: Final = frozenset(
+    {"task", "payload", "queue", "priority", "delay", "run_at", "max_attempts", "timeout", "unique_key", "meta"}
+)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app)(enqueue)
+
+
+def enqueue(
+    context: Context,
+    task: Annotated[
+        str | None,
+        typer.Argument(metavar="[TASK]", help="The task's name. Default: echo, which a worker without --app runs."),
+    ] = None,
+    payload: Annotated[
+        str | None, typer.Option("--payload", "-p", metavar="JSON", help="Any JSON value; - reads it from stdin. Default: {}.")
+    ] = None,
+    file: Annotated[
+        str | None,
+        typer.Option(
+            "--file",
+            metavar="FILE",
+            help="Enqueue each line of this file, all or none; - reads stdin. A line is a JSON object with the keys task, payload, "
+            "queue, priority, delay, run_at, max_attempts, timeout, unique_key, meta, each optional; if TASK is given, a line is "
+            "that task's payload.",
+        ),
+    ] = None,
+    queue: Annotated[str | None, typer.Option("--queue", "-q", metavar="NAME", help="Let the job wait in this queue. Default: default.")] = None,
+    priority: Annotated[
+        str | None, typer.Option(metavar="0-9", help="0 runs first, 9 last; or high (2), normal (5), low (8). Default: normal.")
+    ] = None,
+    delay: Annotated[str | None, typer.Option(metavar="DURATION", help="Start this much later: 30s, 5m, 1h30m, 2d.")] = None,
+    run_at: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Start at this time, which says its zone: 2030-01-31T09:00:00+01:00.")
+    ] = None,
+    max_attempts: Annotated[
+        int | None, typer.Option(metavar="N", help="Runs before a failing job is dead, the first included. Default: 10.")
+    ] = None,
+    timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="Longest run of one attempt: 30s, 5m.")] = None,
+    unique_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="At most one live job has this key; the id of that one is printed if there is one."),
+    ] = None,
+    count: Annotated[int | None, typer.Option(min=1, metavar="N", help="Enqueue it N times, all or none.")] = None,
+    app: AppOption = None,
+) -> None:
+    """Enqueue a job and print its id, or several and print an id per line.
+
+    With --app the task's own queue and options hold, and the payload is checked against its signature.
+    """
+    from pgqueue.errors import InvalidJobError  # noqa: PLC0415
+
+    if task == "-" and payload is None:  # `… | pgq enqueue -`
+        task, payload = None, "-"
+    if file is not None and (payload is not None or count is not None):
+        raise InvalidJobError("--file goes with neither --payload nor --count")
+    options = {
+        "queue": queue, "priority": priority, "delay": delay, "run_at": _parse_time(run_at), "max_attempts": max_attempts,
+        "timeout": timeout, "unique_key": unique_key,
+    }  # fmt: skip
+    own = _import(context, app)
+    make = _maker(own, {name: value for name, value in options.items() if value is not None})
+    if file is None:
+        spec = make(task or DEFAULT_TASK, _stdin() if payload == "-" else payload, {})
+        total = count or 1
+        with _bar(total, long=total >= _LONG_COUNT) as advance:
+            ids = _enqueue(context, own, _repeat(spec, total, advance))
+    else:
+        with _opened(file) as lines, _bar(_size(lines), long=_size(lines) is None or (_size(lines) or 0) >= _LONG_FILE) as advance:
+            ids = _enqueue(context, own, _read(lines, task, make, advance))
+    if context.json:
+        print_json({"job_id": ids[0]} if file is None and count is None else {"job_ids": ids})
+    elif ids:
+        typer.echo("\n".join(map(str, ids)))
+
+
+def _import(context: Context, app: str | None) -> App | None:
+    if app is None:
+        return None
+    from pgqueue.cli.load import load_app  # noqa: PLC0415
+
+    own = load_app(app)
+    own.configure(context.settings_over(own.settings))
+    return own
+
+
+def _maker(own: App | None, defaults: dict[str, Any]) -> Callable[[str, str | bytes | None, dict[str, Any]], JobSpec]:
+    """How a job is made of a task's name, a payload as text, and a line's own options."""
+    from pgqueue.job import JobSpec, parse_payload  # noqa: PLC0415
+
+    def make(task: str, payload: str | bytes | None, options: dict[str, Any]) -> JobSpec:
+        options = {**defaults, **options}
+        if "delay" in options and "run_at" in options and len({"delay", "run_at"} & defaults.keys()) == 1:
+            del options[next(iter({"delay", "run_at"} & defaults.keys()))]  # the line's own wins
+        text = "{}" if payload is None else parse_payload(payload)
+        if own is None:
+            return replace(JobSpec.make(task, **options), payload=text)
+        known = own.get_task(task)
+        known.arguments.load(text)
+        return replace(known.spec, payload=text).changed(**options)
+
+    return make
+
+
+def _enqueue(context: Context, own: App | None, specs: Iterator[JobSpec]) -> list[int]:
+    """In one transaction, so that a bad line leaves nothing; the first job is made before anything is asked of a server."""
+    from pgqueue.app import App  # noqa: PLC0415
+
+    first = next(specs, None)
+    if first is None:
+        return []
+    app = App(settings=ready(context.settings())) if own is None else own
+    if own is not None:
+        own.configure(ready(own.settings))
+    ids: list[int] = []
+    try:
+        with app.database.connection() as connection, connection.transaction():
+            for batch in _batches(first, specs):
+                ids += app.client.enqueue_many(batch, connection=connection)
+    finally:
+        app.close()
+    return ids
+
+
+def _batches(first: JobSpec, rest: Iterable[JobSpec]) -> Iterator[list[JobSpec]]:
+    batch, size = [first], len(first.payload)
+    for spec in rest:
+        if len(batch) >= _BATCH_JOBS or size + len(spec.payload) > _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(spec)
+        size += len(spec.payload)
+    yield batch
+
+
+def _repeat(spec: JobSpec, total: int, advance: Callable[[int], object]) -> Iterator[JobSpec]:
+    for _ in range(total):
+        yield spec
+        advance(1)
+
+
+def _read(
+    lines: BinaryIO,
+    task: str | None,
+    make: Callable[[str, str | bytes | None, dict[str, Any]], JobSpec],
+    advance: Callable[[int], object],
+) -> Iterator[JobSpec]:
+    """A job per line; an error names the line."""
+    from pgqueue.errors import InvalidJobError, PgqueueError  # noqa: PLC0415
+
+    for number, line in enumerate(iter(lambda: lines.readline(_LONGEST_LINE), b""), 1):
+        if line.strip():
+            try:
+                if len(line) == _LONGEST_LINE:
+                    raise InvalidJobError(f"longer than {_LONGEST_LINE} bytes")  # noqa: TRY301 - named below
+                yield make(task, line, {}) if task else _make_from_object(line, make)
+            except PgqueueError as error:
+                raise InvalidJobError(f"line {number}: {error}") from error
+        advance(len(line))
+
+
+def _make_from_object(line: bytes, make: Callable[[str, str | bytes | None, dict[str, Any]], JobSpec]) -> JobSpec:
+    import orjson  # noqa: PLC0415
+
+    from pgqueue.errors import InvalidJobError  # noqa: PLC0415
+
+    try:
+        job = orjson.loads(line)
+    except ValueError as error:
+        raise InvalidJobError(f"not JSON: {error}") from None
+    if not isinstance(job, dict):
+        raise InvalidJobError("must be a JSON object of enqueue's arguments; to give payloads alone, name their TASK")
+    if unknown := sorted(job.keys() - _FIELDS):
+        raise InvalidJobError(f"{unknown[0]!r} is not an option; there are: {', '.join(sorted(_FIELDS))}")
+    payload = orjson.dumps(job.pop("payload")) if "payload" in job else None
+    given = {name: value for name, value in job.items() if value is not None}
+    if "run_at" in given:
+        given["run_at"] = _parse_time(given["run_at"])
+    return make(given.pop("task", DEFAULT_TASK), payload, given)
+
+
+def _parse_time(text: Any) -> datetime | None:
+    from pgqueue.errors import InvalidJobError  # noqa: PLC0415
+
+    if text is None:
+        return None
+    try:
+        time = datetime.fromisoformat(text)
+    except (TypeError, ValueError):
+        time = None
+    if time is None or time.tzinfo is None:
+        raise InvalidJobError(f"run_at must be a time with its zone, such as 2030-01-31T09:00:00+01:00 or …Z; not {text!r}")
+    return time
+
+
+# -- input and progress ----------------------------------------------------------------------------------------------
+
+
+def _stdin() -> bytes:
+    from pgqueue.errors import InvalidPayloadError  # noqa: PLC0415
+    from pgqueue.job import MAX_PAYLOAD_BYTES  # noqa: PLC0415
+
+    data = sys.stdin.buffer.read(2 * MAX_PAYLOAD_BYTES)  # enough to see that it is too much
+    if not data.strip():
+        raise InvalidPayloadError("payload is not JSON: nothing came in on stdin")
+    return data
+
+
+@contextmanager
+def _opened(name: str) -> Iterator[BinaryIO]:
+    from pgqueue.errors import InvalidJobError  # noqa: PLC0415
+
+    if name == "-":
+        yield sys.stdin.buffer
+        return
+    try:
+        lines = open(name, "rb")  # noqa: SIM115, PTH123 - closed below; only this line may raise
+    except OSError as error:
+        raise InvalidJobError(f"can't read {name}: {error.strerror}") from None
+    with lines:
+        yield lines
+
+
+def _size(lines: BinaryIO) -> int | None:
+    """Bytes to come, when that is known."""
+    try:
+        return os.fstat(lines.fileno()).st_size or None
+    except (OSError, ValueError):
+        return None
+
+
+@contextmanager
+def _bar(total: int | None, *, long: bool) -> Iterator[Callable[[int], object]]:
+    """A progress bar on stderr, for long input and when somebody is looking."""
+    if not (long and sys.stderr.isatty()):
+        yield lambda _step: None
+        return
+    from rich.console import Console  # noqa: PLC0415
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn  # noqa: PLC0415
+
+    columns = TextColumn("enqueueing"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        bar = progress.add_task("enqueueing", total=total)
+        yield lambda step: progress.advance(bar, step)

@@ -1,0 +1,145 @@
+"""``pgq job``: look at jobs, take them back, run them again, wait for them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pgqueue.cli.errors import FAILED
+from pgqueue.cli.options import Context, JobIdArgument, QueueFilter, TaskFilter, command, make_group
+from pgqueue.cli.text import clean, compact, print_json, print_table, show
+
+if TYPE_CHECKING:
+    from pgqueue.job import JobRecord
+
+app = make_group("job", "Look at jobs, take them back, run them again, wait for them.")
+
+JobIds = Annotated[list[int], typer.Argument(metavar="ID...", min=1, max=2**63 - 1, help="The ids of one or more jobs.")]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, metavar="N", help="Print at most N.")]
+BeforeOption = Annotated[
+    int | None, typer.Option(min=1, max=2**63 - 1, metavar="ID", help="Go on below this id, the last one of the page before.")
+]
+
+
+@command(app, "show")
+def show_job(context: Context, job_id: JobIdArgument) -> None:
+    """Print everything about one job: state, times, progress, result, and the errors of its attempts."""
+    with context.client() as client:
+        record = client.get(job_id)
+    if context.json:
+        print_json(record.as_dict())
+        return
+    facts = record.as_dict()
+    errors = facts.pop("errors")
+    for name, value in facts.items():
+        if value is not None and value != {}:
+            shown = compact(value, 10_000) if name in {"payload", "result", "progress", "meta"} else show(getattr(record, name))
+            typer.echo(f"{name:<16} {shown}")
+    for error in errors:
+        typer.echo(f"attempt {show(error.get('attempt'))} failed at {show(error.get('at'))}: {_told(error)}")
+        if error.get("traceback"):
+            typer.echo(clean("".join(f"    {line}\n" for line in error["traceback"].splitlines())), nl=False)
+
+
+@command(app, "list")
+def list_jobs(
+    context: Context,
+    queue: QueueFilter = None,
+    task: TaskFilter = None,
+    state: Annotated[
+        str | None,
+        typer.Option(metavar="STATE", help="Only in this state: available, scheduled, retrying, running, completed, dead, cancelled."),
+    ] = None,
+    limit: LimitOption = 50,
+    before: BeforeOption = None,
+) -> None:
+    """Print jobs, the newest first."""
+    with context.client() as client:
+        records = client.list(queue=queue, task=task, state=state, before=before, limit=limit)
+    print_records(context, records, empty="no such jobs")
+
+
+@command(app)
+def cancel(context: Context, job_ids: JobIds) -> None:
+    """Take jobs back: a waiting one ends as cancelled at once, a running one is asked to stop."""
+    _each(context, job_ids, "cancel")
+
+
+@command(app)
+def retry(context: Context, job_ids: JobIds) -> None:
+    """Run dead or cancelled jobs again with all their attempts, and waiting ones now."""
+    _each(context, job_ids, "retry")
+
+
+@command(app)
+def wait(
+    context: Context,
+    job_id: JobIdArgument,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Give up after this long; the job goes on. Default: wait for ever.")
+    ] = None,
+) -> None:
+    """Wait until a job has ended and print its result; exits with 1 if it is dead, cancelled, or not done in time."""
+    from pgqueue.durations import parse_duration  # noqa: PLC0415
+    from pgqueue.errors import JobFailedError  # noqa: PLC0415
+
+    patience = None if timeout is None else parse_duration(timeout, "timeout")
+    with context.app() as own:
+        try:
+            own.job(job_id).result_sync(patience)
+        except JobFailedError:
+            if not context.json:
+                raise
+        record = own.client.get(job_id)
+    if context.json:
+        print_json({"job_id": record.id, "state": record.state, "result": record.result, "errors": record.errors})
+    else:
+        typer.echo(clean(record.result) if isinstance(record.result, str) else compact(record.result, 1_000_000_000))
+    if record.state != "completed":
+        raise typer.Exit(FAILED)
+
+
+def print_records(context: Context, records: list[JobRecord], *, empty: str) -> None:
+    """Jobs as a table, or as a JSON list."""
+    if context.json:
+        print_json([record.as_dict() for record in records])
+        return
+    columns = ("id", "queue", "task", "state", "prio", "attempt", "run at", "finished", "payload", "last error")
+    print_table(columns, [_row(record) for record in records], empty=empty)
+
+
+def _row(record: JobRecord) -> tuple[Any, ...]:
+    error = _told(record.errors[-1]) if record.errors else None
+    return (
+        record.id, record.queue, record.task, record.state, record.priority, f"{record.attempt}/{record.max_attempts}", record.run_at,
+        record.finished_at, compact(record.payload), error,
+    )  # fmt: skip
+
+
+def _told(error: dict[str, Any]) -> str:
+    return show(f"{error.get('type')}: {error.get('message')}")[:200]
+
+
+def _each(context: Context, job_ids: list[int], verb: str) -> None:
+    """The verb on every job; one that it does not apply to spoils the exit code, not the others."""
+    from pgqueue.cli.errors import say  # noqa: PLC0415
+    from pgqueue.errors import JobNotFoundError, JobStateError  # noqa: PLC0415
+
+    answers: list[dict[str, Any]] = []
+    with context.client() as client:
+        for job_id in job_ids:
+            try:
+                answers.append({"job_id": job_id, "state": getattr(client, verb)(job_id)})
+            except (JobNotFoundError, JobStateError) as error:
+                say(str(error))
+                answers.append({"job_id": job_id, "state": getattr(error, "state", None), "error": str(error)})
+    if context.json:
+        print_json(answers)
+    else:
+        for answer in answers:
+            if "error" not in answer:
+                asked = " (asked to stop)" if verb == "cancel" and answer["state"] == "running" else ""
+                typer.echo(f"{answer['job_id']} {answer['state']}{asked}")
+    if any("error" in answer for answer in answers):
+        raise typer.Exit(FAILED)

@@ -1,0 +1,197 @@
+"""The options that every command takes, before or after its name, and the way from them to the queue."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from contextlib import contextmanager
+from dataclasses import dataclass, fields, replace
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from pgqueue.cli.errors import rendered
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from pgqueue.app import App
+    from pgqueue.client import Client
+    from pgqueue.settings import Settings
+
+DsnOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="DSN",
+        help="Use this PostgreSQL (URI or libpq string). Default: PGQUEUE_DSN, else DATABASE_URL, else the embedded server.",
+    ),
+]
+SchemaOption = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Use the queue in this schema. Default: PGQUEUE_SCHEMA, else pgqueue."),
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print machine-readable JSON on stdout.")]
+DebugOption = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error, and debug messages.")]
+
+JobIdArgument = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1, help="The job's id.")]
+QueueArgument = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue's name.")]
+QueueFilter = Annotated[str | None, typer.Option("--queue", "-q", metavar="NAME", help="Only jobs of this queue.")]
+TaskFilter = Annotated[str | None, typer.Option("--task", metavar="NAME", help="Only jobs of this task.")]
+AppOption = Annotated[
+    str | None,
+    typer.Option("--app", metavar="MODULE:APP", help="Import this app, looking in the current folder first."),
+]
+
+_INSUFFICIENT_PRIVILEGE: Final = "42501"
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the shared options said, and what follows from it."""
+
+    dsn: str | None = None
+    schema: str | None = None
+    json: bool = False
+    debug: bool = False
+
+    def merged(self, inner: Context) -> Context:
+        """With what was said further to the right."""
+        return Context(
+            inner.dsn or self.dsn, inner.schema or self.schema, inner.json or self.json, inner.debug or self.debug
+        )
+
+    def settings(self, **given: Any) -> Settings:
+        """Flag, else environment, else default; raises SettingsError."""
+        from pgqueue.settings import Settings  # noqa: PLC0415 - imports that cost are late: --help is fast
+
+        return _checked(Settings.load(dsn=self.dsn, schema=self.schema, **given))
+
+    def settings_over(self, base: Settings, **given: Any) -> Settings:
+        """Flag, else environment, else what the app's own settings say."""
+        from pgqueue.settings import Settings, _from_environment  # noqa: PLC0415
+
+        given = {"dsn": self.dsn, "schema": self.schema, **given}
+        loaded = Settings.load(**given)
+        said = {
+            field.name: getattr(loaded, field.name)
+            for field in fields(Settings)
+            if given.get(field.name) is not None or _is_set(_from_environment(field.name))
+        }
+        return _checked(replace(base, **said))
+
+    @contextmanager
+    def client(self) -> Iterator[Client]:
+        """The queue's verbs, on a schema that fits; closed at the end."""
+        with self.app() as app:
+            yield app.client
+
+    @contextmanager
+    def app(self) -> Iterator[App]:
+        """An app without tasks, on a schema that fits; closed at the end."""
+        from pgqueue.app import App  # noqa: PLC0415
+
+        app = App(settings=ready(self.settings()))
+        try:
+            yield app
+        finally:
+            app.close()
+
+
+def ready(settings: Settings) -> Settings:
+    """The settings with their DSN; makes sure that the schema fits, and makes it on the embedded server.
+
+    Raises:
+        DatabaseUnreachableError: no connection.
+        SchemaError: the schema is missing (on a server that is not ours), older or newer.
+        EmbeddedServerError: the embedded server could not be started.
+    """
+    from pgqueue.migrate import current_revision, migrate, require_head  # noqa: PLC0415
+
+    dsn = settings.resolve_dsn()
+    try:
+        revision = current_revision(dsn, schema=settings.schema)
+    except Exception as error:
+        if getattr(getattr(error, "orig", None), "sqlstate", None) != _INSUFFICIENT_PRIVILEGE:
+            raise
+        return replace(settings, dsn=dsn)  # a role that may enqueue and no more: the database will tell
+    if revision is None and settings.dsn is None:
+        migrate(dsn, schema=settings.schema)
+    else:
+        require_head(revision, settings.schema)
+    return replace(settings, dsn=dsn)
+
+
+def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], None]:
+    """Register ``function(context, …)`` as a command that also takes the shared options."""
+
+    def register(function: Callable[..., None]) -> None:
+        group.command(name)(_with_shared_options(function))
+
+    return register
+
+
+def callback(group: typer.Typer, **options: Any) -> Callable[[Callable[..., None]], None]:
+    """The same for what a group does by itself."""
+
+    def register(function: Callable[..., None]) -> None:
+        group.callback(**options)(_with_shared_options(function))
+
+    return register
+
+
+def make_group(name: str, about: str) -> typer.Typer:
+    """A group of commands which takes the shared options, too."""
+    group = typer.Typer(name=name, help=about, no_args_is_help=True)
+    callback(group)(_remember)
+    return group
+
+
+def _remember(context: Context) -> None:
+    """A group does nothing but keep its options."""
+
+
+def _with_shared_options(function: Callable[..., None]) -> Callable[..., None]:
+    def run(ctx: typer.Context, **arguments: Any) -> None:
+        said = Context(*(arguments.pop(name) for name in _SHARED))
+        ctx.obj = (ctx.obj or Context()).merged(said)
+        if "ctx" in own:
+            arguments["ctx"] = ctx
+        with rendered(debug=ctx.obj.debug):
+            function(ctx.obj, **arguments)
+
+    functools.update_wrapper(run, function)
+    del run.__wrapped__  # type: ignore[attr-defined]
+    own = dict(list(inspect.signature(function, eval_str=True).parameters.items())[1:])
+    shown = [parameter.replace(kind=_KEYWORD) for name, parameter in own.items() if name != "ctx"]
+    shared = [inspect.Parameter(name, _KEYWORD, annotation=kind, default=default) for name, (kind, default) in _SHARED.items()]
+    parameters = [inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context), *shown, *shared]
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+_KEYWORD: Final = inspect.Parameter.KEYWORD_ONLY
+_SHARED: Final[dict[str, tuple[Any, Any]]] = {
+    "dsn": (DsnOption, None),
+    "schema": (SchemaOption, None),
+    "json": (JsonOption, False),
+    "debug": (DebugOption, False),
+}
+
+
+def _is_set(found: tuple[str, str | None]) -> bool:
+    return found[1] is not None
+
+
+def _checked(settings: Settings) -> Settings:
+    """A DSN that is none is wrong usage, not an unreachable database."""
+    from pgqueue.connection import connection_string  # noqa: PLC0415
+    from pgqueue.errors import DatabaseError, SettingsError  # noqa: PLC0415
+
+    for dsn in (settings.dsn, settings.listen_dsn):
+        try:
+            if dsn is not None:
+                connection_string(dsn)
+        except DatabaseError as error:
+            raise SettingsError(f"{error}; write postgresql://user@host/database") from None
+    return settings

@@ -1,0 +1,61 @@
+"""``pgq stats`` and ``pgq workers``: the whole queue, and who works on it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+import typer
+
+from pgqueue.cli.options import Context, command
+from pgqueue.cli.queues import print_queues
+from pgqueue.cli.text import print_json, print_table
+
+if TYPE_CHECKING:
+    from pgqueue.statements import WorkerRecord
+
+_COUNTED = ("available", "scheduled", "retrying", "running", "completed", "dead", "cancelled")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    command(app)(workers)
+    command(app)(stats)
+
+
+def workers(context: Context) -> None:
+    """Print the workers that were heard of within a day; alive: within the last 30 seconds."""
+    with context.client() as client:
+        records = client.workers()
+    if context.json:
+        print_json([asdict(record) for record in records])
+        return
+    columns = ("worker", "host", "pid", "queues", "slots", "running", "version", "status", "started", "last heard of")
+    print_table(columns, [_row(record) for record in records], empty="no workers")
+
+
+def stats(context: Context) -> None:
+    """Print what waits, runs and has ended in every queue, in all, and how many workers are alive."""
+    with context.client() as client:
+        queues, records = client.queues(), client.workers()
+    totals = {state: sum(getattr(queue, state) for queue in queues) for state in _COUNTED}
+    alive = [record for record in records if record.alive]
+    slots, running = sum(record.slots for record in alive), sum(record.running for record in alive)
+    if context.json:
+        print_json({
+            "queues": [asdict(queue) for queue in queues],
+            "totals": totals,
+            "workers": {"alive": len(alive), "slots": slots, "running": running},
+        })
+        return
+    print_queues(queues)
+    typer.echo("jobs: " + ", ".join(f"{count} {state}" for state, count in totals.items()))
+    typer.echo(f"workers: {len(alive)} alive, {running} of {slots} slots busy")
+
+
+def _row(record: WorkerRecord) -> tuple[object, ...]:
+    status = "stopping" if record.stopping else "alive"
+    return (
+        record.name, record.host, record.pid, record.queues, record.slots, record.running, record.version,
+        status if record.alive else "silent", record.started_at, record.heartbeat_at,
+    )  # fmt: skip

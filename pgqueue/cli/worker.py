@@ -1,0 +1,161 @@
+"""``pgq worker``: run jobs, in this process or in several."""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import sys
+import time
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from pgqueue.cli.options import AppOption, Context, command, ready
+
+if TYPE_CHECKING:
+    from pgqueue.app import App
+    from pgqueue.settings import Settings
+    from pgqueue.worker import Worker
+
+log = logging.getLogger(__name__)
+
+_SLOWEST_TRY: Final = 30.0  # seconds
+_MOST_PROCESSES: Final = 256
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    command(app)(worker)
+
+
+def worker(
+    context: Context,
+    app: AppOption = None,
+    queues: Annotated[
+        str | None, typer.Option("--queues", "-q", metavar="A,B", help="Take jobs from these queues. Default: those of the app's tasks.")
+    ] = None,
+    slots: Annotated[int | None, typer.Option(metavar="N", help="Run at most N jobs at the same time in each process. Default: SLOTS, else 50.")] = None,
+    processes: Annotated[int, typer.Option(min=1, max=_MOST_PROCESSES, metavar="N", help="Start N such processes, and restart any that dies.")] = 1,
+    lease: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Hold a job this long without a renewal. Default: LEASE_DURATION, else 30s.")
+    ] = None,
+    poll: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Look for jobs at least this often when idle. Default: POLL_INTERVAL, else 1s.")
+    ] = None,
+    shutdown_timeout: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Wait this long for running jobs when told to stop. Default: SHUTDOWN_TIMEOUT, else 30s.")
+    ] = None,
+    exec_: Annotated[
+        str | None,
+        typer.Option(
+            "--exec",
+            metavar="COMMAND",
+            help="Run this shell command for every job of any task: payload on stdin, facts in PGQUEUE_JOB_ID, _TASK, _QUEUE, _ATTEMPT, "
+            "_MAX_ATTEMPTS, _META. Exit 0 completes with stdout as the result, 75 snoozes (60s, or the duration on stdout), "
+            "any other status fails with the end of stderr.",
+        ),
+    ] = None,
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="Call the worker this in logs and lists. Default: host, pid and a random part.")] = None,
+    log_format: Annotated[str | None, typer.Option(metavar="text|json", help="Write logs (to stderr) like this. Default: LOG_FORMAT, else text.")] = None,
+) -> None:
+    """Run jobs until SIGTERM or Ctrl-C; a second one gives unfinished jobs back at once.
+
+    Without --app it runs the built-in tasks echo, sleep and fail. Exits with 0 when all that ran was finished in order.
+    """
+    from pgqueue.errors import SettingsError  # noqa: PLC0415
+    from pgqueue.logs import configure_logging  # noqa: PLC0415
+
+    if app is not None and exec_ is not None:
+        raise SettingsError("say --app or --exec, not both: a command runs the jobs of every task")
+    if exec_ is not None and not exec_.strip():
+        raise SettingsError("--exec needs a command")
+    given = {
+        "slots": slots, "lease_duration": lease, "poll_interval": poll, "shutdown_timeout": shutdown_timeout,
+        "log_format": log_format or ("json" if context.json else None),
+    }  # fmt: skip
+    chosen = _split(queues)
+    own = _app(context, app, given)
+    configure_logging(own.settings.log_format, logging.DEBUG if context.debug else logging.INFO)
+    settings = _wait_until_ready(own.settings)
+    if processes > 1:
+        _supervise(context, settings, processes, _words(app, queues, exec_, name, given))
+    own.configure(settings)
+    raise typer.Exit(_run(_make(own, chosen, exec_, name)))
+
+
+def _make(own: App, queues: list[str] | None, exec_: str | None, name: str | None) -> Worker:
+    from pgqueue.worker import Worker  # noqa: PLC0415
+
+    catch_all = None
+    if exec_ is not None:
+        from pgqueue.worker.command import make_command_task  # noqa: PLC0415
+
+        catch_all = make_command_task(own, exec_)
+    return Worker(own, queues=queues, catch_all=catch_all, name=name)
+
+
+def _run(worker: Worker) -> int:
+    from pgqueue.worker import run_worker  # noqa: PLC0415
+
+    return run_worker(worker)
+
+
+def _app(context: Context, where: str | None, given: dict[str, Any]) -> App:
+    """The app named with --app under our settings, else one with the built-in tasks."""
+    if where is None:
+        from pgqueue.builtin import make_builtin_app  # noqa: PLC0415
+
+        return make_builtin_app(context.settings(**given))
+    from pgqueue.cli.load import load_app  # noqa: PLC0415
+    from pgqueue.errors import SettingsError  # noqa: PLC0415
+
+    own = load_app(where)
+    if not own.tasks:
+        raise SettingsError(f"--app {where}: it has no tasks; import the modules that define them where the app is made")
+    own.configure(context.settings_over(own.settings, **given))
+    return own
+
+
+def _wait_until_ready(settings: Settings) -> Settings:
+    """A worker may start before its database: try again after 1, 2, 4 … 30 s. A schema that does not fit ends it."""
+    from pgqueue.errors import DatabaseUnreachableError  # noqa: PLC0415
+
+    pause = 1.0
+    while True:
+        try:
+            return ready(settings)
+        except DatabaseUnreachableError as error:
+            log.warning("the database can't be reached; next try in %.0f s", pause, extra={"error": " ".join(str(error).split())})
+            time.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311 - not all workers at once
+            pause = min(pause * 2, _SLOWEST_TRY)
+
+
+def _supervise(context: Context, settings: Settings, processes: int, words: list[str]) -> None:
+    """Copies of this command, each with one process. The DSN travels in the environment: `ps` shows arguments."""
+    from pgqueue.worker import supervise  # noqa: PLC0415
+
+    if context.dsn is not None and settings.dsn is not None:
+        os.environ["PGQUEUE_DSN"] = settings.dsn
+    shared = ["--schema", settings.schema, *(["--debug"] if context.debug else [])]
+    raise typer.Exit(supervise([sys.executable, "-m", "pgqueue", "worker", *shared, *words], processes))
+
+
+def _words(app: str | None, queues: str | None, exec_: str | None, name: str | None, given: dict[str, Any]) -> list[str]:
+    options = {
+        "--app": app, "--queues": queues, "--exec": exec_, "--name": name, "--slots": given["slots"], "--lease": given["lease_duration"],
+        "--poll": given["poll_interval"], "--shutdown-timeout": given["shutdown_timeout"], "--log-format": given["log_format"],
+    }  # fmt: skip
+    return [f"{option}={value}" for option, value in options.items() if value is not None]
+
+
+def _split(queues: str | None) -> list[str] | None:
+    from pgqueue.errors import InvalidJobError  # noqa: PLC0415
+    from pgqueue.job import MAX_NAME_LENGTH, check_text  # noqa: PLC0415
+
+    if queues is None:
+        return None
+    names = list(dict.fromkeys(name.strip() for name in queues.split(",") if name.strip()))
+    if not names:
+        raise InvalidJobError("--queues needs at least one name")
+    return [check_text(name, "queue", MAX_NAME_LENGTH) for name in names]

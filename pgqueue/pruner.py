@@ -1,0 +1,21 @@
+"""The pruner: keeps tomorrow's partitions of history ready and drops those past their retention."""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from pgqueue import statements
+
+if TYPE_CHECKING:
+    from pgqueue.connection import Database
+
+log = logging.getLogger(__name__)
+
+
+async def prune(database: Database, schema: str) -> list[str]:
+    """Create and drop partitions; answers what was done, empty when another worker is at it."""
+    done = await database.arun(statements.prune(schema=schema))
+    for line in done:
+        log.info("history: %s", line)
+    return done

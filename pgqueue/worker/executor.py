@@ -1,0 +1,427 @@
+"""Runs handlers in slots: coroutines that live as long as the worker, threads, and child processes.
+
+A claimed run waits in ``ready``; while a slot is free the next one starts in the lane of its task's kind; its
+outcome goes to the finisher. Exactly one outcome per run, whatever its handler does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import threading
+import time
+from collections import deque
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final
+
+from pgqueue.errors import Cancel, Dead, HandlerCrashedError, JobTimeoutError, Retry, Snooze, UnknownTaskError
+from pgqueue.handle import Job
+from pgqueue.durations import parse_duration
+from pgqueue.outcome import COMPLETED, RELEASED, Outcome, completed, describe_error, error_json
+from pgqueue.run import Run, current_run
+from pgqueue.worker.process import ChildPool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgqueue.app import App
+    from pgqueue.task import Task
+
+log = logging.getLogger(__name__)
+
+_AHEAD_SECONDS: Final = 0.05  # claim ahead what is finished in this time …
+_MOST_AHEAD: Final = 1_000  # … and never more than this
+_YIELD_EVERY: Final = 64  # runs of handlers that never wait, before others get the loop
+_LOGGED_PER_SECOND: Final = 50
+_THREAD_GRACE: Final = 2.0  # a thread can't be killed: its job is given back for after the process has ended
+
+
+class Executor:
+    """The slots of one worker. Used on the event loop only, but for the threads' own function."""
+
+    def __init__(
+        self, app: App, slots: int, emit: Callable[[Run, Outcome], None], *, catch_all: Task[Any, Any] | None = None
+    ) -> None:
+        self._app = app
+        self._slots = slots
+        self._free = slots
+        self._emit = emit
+        self._catch_all = catch_all
+        self._loop = asyncio.get_running_loop()
+        self._ready: deque[Run] = deque()
+        self._ready_since = 0.0
+        self._running: set[Run] = set()
+        self._stopping = False
+        self.hungry = asyncio.Event()
+        self.hungry.set()
+        self.idle = asyncio.Event()
+        self.idle.set()
+        # the rate of completions, for claiming ahead
+        self._ended = 0
+        self._ahead = self._low = 0
+        self._rate = 0.0
+        self._rate_at = time.monotonic()
+        self._rate_ended = 0
+        self._unlogged = 0
+        self._logged = 0
+        # coroutines
+        self._inbox: deque[tuple[Run, Task[Any, Any]]] = deque()
+        self._sleeping: list[asyncio.Future[None]] = []
+        self._coroutines: list[asyncio.Task[None]] = []
+        # threads
+        self._thread_inbox: SimpleQueue[tuple[Run, Task[Any, Any]] | None] = SimpleQueue()
+        self._thread_done: deque[tuple[Run, Outcome]] = deque()
+        self._thread_told = False
+        self._threads = 0
+        self._threads_busy = 0
+        self._children = ChildPool(app)
+        # one structure for all timeouts
+        self._deadlines: list[tuple[float, int, Run]] = []
+        self._alarm: asyncio.TimerHandle | None = None
+
+    @property
+    def running(self) -> int:
+        """Jobs whose handler is running."""
+        return self._slots - self._free
+
+    def wants(self) -> int:
+        """How many jobs to claim now: the free slots, and what will be finished while the next claim is under way."""
+        waiting = len(self._ready)
+        if self._stopping or waiting > self._low:
+            return 0
+        return self._free + self._ahead - waiting
+
+    def put(self, runs: list[Run]) -> None:
+        """Start these, or let them wait for a slot. After :meth:`close` they are given back."""
+        if self._stopping:
+            for run in runs:
+                self._release(run)
+            return
+        if not self._ready:
+            self._ready_since = time.monotonic()
+        self._ready.extend(runs)
+        self.idle.clear()
+        self._pump()
+
+    def tick(self) -> None:
+        """Once a second: forget an old rate, give back what would wait too long here, sum up what was not logged."""
+        now = time.monotonic()
+        if now - self._rate_at > 1:
+            self._set_rate(0.0)
+        if self._ready and not self._free and now - self._ready_since > 2:  # noqa: PLR2004
+            log.debug("%d claimed jobs would have to wait here; given back for other workers", len(self._ready))
+            while self._ready:
+                self._release(self._ready.pop())
+        if self._unlogged:
+            log.info("and %d more jobs completed", self._unlogged)
+        self._logged = self._unlogged = 0
+
+    def close(self) -> None:
+        """Start nothing more; what has not started is given back."""
+        self._stopping = True
+        self.hungry.set()
+        while self._ready:
+            self._release(self._ready.popleft())
+        self._check_idle()
+
+    def abandon(self) -> int:
+        """Interrupt what still runs and give it back, the attempt refunded; answers how many there were."""
+        runs = list(self._running)
+        for run in runs:
+            run.releasing = run.cancelled = True
+            if run.cancel_hook is not None:
+                run.interrupt()
+            else:
+                self._end(run, Outcome("release", delay=_THREAD_GRACE))
+        return len(runs)
+
+    def cancel(self, run: Run, *, lost: bool = False) -> None:
+        """Stop a run because somebody asked, or because its lease is lost."""
+        run.cancelled = True
+        run.lost = run.lost or lost
+        if not run.started and run in self._ready:
+            self._ready.remove(run)
+            self._emit(run, Outcome("cancelled"))
+            self._check_idle()
+        else:
+            run.interrupt()
+
+    async def shut_down(self) -> None:
+        """End the coroutines, the idle threads and the children."""
+        for task in self._coroutines:
+            task.cancel()
+        await asyncio.gather(*self._coroutines, return_exceptions=True)
+        for _ in range(self._threads):
+            self._thread_inbox.put(None)
+        self._children.close()
+        if self._alarm is not None:
+            self._alarm.cancel()
+
+    # -- starting and ending -----------------------------------------------------------------------------------------
+
+    def _pump(self, *, here: bool = False) -> None:
+        """Start what can start. ``here``: the caller is a coroutine slot that will take the first from the inbox."""
+        while self._ready and self._free:
+            run = self._ready.popleft()
+            if run.lost:
+                self._emit(run, RELEASED)
+                continue
+            task = self._app.tasks.get(run.task) or self._catch_all
+            self._free -= 1
+            self._running.add(run)
+            run.started = time.monotonic()
+            if task is None:
+                self._end(run, self._failed(run, None, UnknownTaskError(run.task)))
+                continue
+            self._watch(run, task)
+            if task.kind != "async":
+                self._start_in_thread(run, task)
+                continue
+            self._inbox.append((run, task))
+            if here:
+                here = False
+            else:
+                self._wake_coroutine()
+        if len(self._ready) <= self._low:
+            self.hungry.set()
+
+    def _end(self, run: Run, outcome: Outcome) -> None:
+        """The one place where a run ends; the second outcome of an abandoned one is dropped."""
+        if run.ended:
+            return
+        run.ended = True
+        run.cancel_hook = None
+        self._running.discard(run)
+        self._free += 1
+        self._count(run, outcome)
+        self._emit(run, outcome)
+        if len(self._ready) <= self._low:
+            self.hungry.set()
+        self._check_idle()
+
+    def _release(self, run: Run) -> None:
+        run.ended = True
+        self._emit(run, RELEASED)
+
+    def _check_idle(self) -> None:
+        if self._free == self._slots and not self._ready:
+            self.idle.set()
+
+    def _count(self, run: Run, outcome: Outcome) -> None:
+        self._ended += 1
+        now = time.monotonic()
+        if now - self._rate_at >= 0.02:  # noqa: PLR2004
+            rate = (self._ended - self._rate_ended) / (now - self._rate_at)
+            self._set_rate(0.5 * (self._rate or rate) + 0.5 * rate)
+            self._rate_at, self._rate_ended = now, self._ended
+        if outcome.verdict == "completed":
+            if self._logged < _LOGGED_PER_SECOND:
+                self._logged += 1
+                log.info("completed in %.3gs", now - run.started, extra=run.facts())
+            else:
+                self._unlogged += 1
+        else:
+            log.log(*_story(run, outcome), extra=run.facts())
+
+    def _set_rate(self, rate: float) -> None:
+        self._rate = rate
+        self._ahead = min(_MOST_AHEAD, int(rate * _AHEAD_SECONDS))
+        self._low = self._ahead // 2
+
+    # -- what an exception means -------------------------------------------------------------------------------------
+
+    def _failed(self, run: Run, task: Task[Any, Any] | None, error: BaseException) -> Outcome:
+        """The outcome of a run that raised."""
+        if run.landed:
+            log.warning("the handler failed after its transaction had completed the job: %r", error, extra=run.facts())
+            return COMPLETED
+        if run.releasing:
+            return RELEASED
+        if isinstance(error, Snooze):
+            return Outcome("snooze", delay=_seconds(error.delay))
+        if isinstance(error, Cancel):
+            return Outcome("cancelled", error=describe_error(error, run.attempt))
+        if run.timed_out:
+            error = JobTimeoutError(f"the handler ran longer than its timeout of {run.timeout:g}s")
+        elif run.cancelled and isinstance(error, asyncio.CancelledError | HandlerCrashedError):
+            return Outcome("cancelled", error=error_json(run.attempt, "Cancelled", "cancelled while it was running"))
+        text = describe_error(error, run.attempt)
+        if isinstance(error, Dead) or run.attempt >= run.max_attempts:
+            return Outcome("dead", error=text)
+        if isinstance(error, Retry):
+            return Outcome("retry", error=text, delay=_seconds(error.delay))
+        policy = task.backoff_for(error) if task is not None else None
+        delay = policy.delay(run.attempt) if policy is not None else None
+        return Outcome("dead", error=text) if delay is None else Outcome("retry", error=text, delay=delay.total_seconds())
+
+    # -- coroutines --------------------------------------------------------------------------------------------------
+
+    def _wake_coroutine(self) -> None:
+        """When every slot is awake, the next one that ends its run looks into the inbox."""
+        while self._sleeping:
+            future = self._sleeping.pop()
+            if not future.done():
+                future.set_result(None)
+                return
+        if len(self._coroutines) < self._slots:
+            self._coroutines.append(self._loop.create_task(self._slot()))
+
+    async def _slot(self) -> None:
+        """A slot's whole life: take a run, await its handler, hand in the outcome."""
+        me = asyncio.current_task()
+        assert me is not None  # noqa: S101
+        since = 0
+        while True:
+            if not self._inbox:
+                since = 0
+                await self._sleep()
+                continue
+            run, task = self._inbox.popleft()
+            if not run.ended:
+                outcome = await self._await_handler(run, task, me)
+                self._end(run, outcome)
+                self._pump(here=True)
+            since += 1
+            if since >= _YIELD_EVERY:
+                since = 0
+                await asyncio.sleep(0)
+
+    async def _sleep(self) -> None:
+        future: asyncio.Future[None] = self._loop.create_future()
+        self._sleeping.append(future)
+        await future
+
+    async def _await_handler(self, run: Run, task: Task[Any, Any], me: asyncio.Task[None]) -> Outcome:
+        current_run.set(run)
+        run.cancel_hook = me.cancel
+        try:
+            arguments = task.arguments
+            kwargs = arguments.load(run.payload)
+            if arguments.job_parameter is not None:
+                kwargs[arguments.job_parameter] = Job(run.id, self._app, run)
+            value = await task.function(**kwargs)
+        except GeneratorExit:
+            raise
+        except BaseException as error:  # noqa: BLE001 - SystemExit and the like end this job and nothing else
+            outcome = self._failed(run, task, error)
+        else:
+            outcome = COMPLETED if value is None or run.landed else completed(value)
+        run.cancel_hook = None
+        if me.cancelling():
+            await _swallow_cancellation(me)
+        return outcome
+
+    # -- threads -----------------------------------------------------------------------------------------------------
+
+    def _start_in_thread(self, run: Run, task: Task[Any, Any]) -> None:
+        self._threads_busy += 1
+        if self._threads_busy > self._threads:
+            self._threads += 1
+            threading.Thread(target=self._thread, name=f"pgqueue-slot-{self._threads}", daemon=True).start()
+        self._thread_inbox.put((run, task))
+
+    def _thread(self) -> None:
+        """A thread's whole life. Outcomes are handed in many at a time: the loop is told once, then looks."""
+        while (item := self._thread_inbox.get()) is not None:
+            run, task = item
+            outcome = self._call_handler(run, task)
+            self._thread_done.append((run, outcome))
+            if not self._thread_told:
+                self._thread_told = True
+                try:
+                    self._loop.call_soon_threadsafe(self._collect)
+                except RuntimeError:  # the loop is closed: the worker has stopped without this thread
+                    return
+
+    def _call_handler(self, run: Run, task: Task[Any, Any]) -> Outcome:
+        current_run.set(run)
+        try:
+            if task.kind == "process":
+                return self._children.call(run, task)
+            arguments = task.arguments
+            kwargs = arguments.load(run.payload)
+            if arguments.job_parameter is not None:
+                kwargs[arguments.job_parameter] = Job(run.id, self._app, run)
+            value = task.function(**kwargs)
+        except BaseException as error:  # noqa: BLE001 - as above
+            return self._failed(run, task, error)
+        else:
+            return COMPLETED if value is None or run.landed else completed(value)
+
+    def _collect(self) -> None:
+        self._thread_told = False
+        while self._thread_done:
+            run, outcome = self._thread_done.popleft()
+            if run.ended:
+                self._threads_busy -= 1  # it had been abandoned: its thread is of use again
+                continue
+            self._threads_busy -= 1
+            self._end(run, outcome)
+        self._pump()
+
+    # -- timeouts ----------------------------------------------------------------------------------------------------
+
+    def _watch(self, run: Run, task: Task[Any, Any]) -> None:
+        if run.timeout is None:
+            if task.timeout is None:
+                return
+            run.timeout = task.timeout.total_seconds()
+        deadline = run.started + run.timeout
+        heapq.heappush(self._deadlines, (deadline, run.id, run))
+        if self._deadlines[0][2] is run:
+            self._set_alarm()
+
+    def _set_alarm(self) -> None:
+        if self._alarm is not None:
+            self._alarm.cancel()
+        delay = max(0.0, self._deadlines[0][0] - time.monotonic())
+        self._alarm = self._loop.call_later(delay, self._ring)
+
+    def _ring(self) -> None:
+        self._alarm = None
+        now = time.monotonic()
+        while self._deadlines and (self._deadlines[0][0] <= now or self._deadlines[0][2].ended):
+            run = heapq.heappop(self._deadlines)[2]
+            if not run.ended:
+                self._time_out(run)
+        if self._deadlines:
+            self._set_alarm()
+
+    def _time_out(self, run: Run) -> None:
+        run.timed_out = run.cancelled = True
+        if run.cancel_hook is not None:
+            run.interrupt()
+            return
+        # A thread can't be stopped: its job fails now, its slot is free, its result will be dropped.
+        task = self._app.tasks.get(run.task) or self._catch_all
+        log.error("a handler in a thread hangs; it is abandoned", extra=run.facts())
+        self._end(run, self._failed(run, task, TimeoutError()))
+        self._pump()
+
+
+async def _swallow_cancellation(me: asyncio.Task[None]) -> None:
+    """A cancellation meant for the handler that has just ended must not hit the next one in this slot."""
+    while me.cancelling():
+        me.uncancel()
+    try:
+        await asyncio.sleep(0)
+    except asyncio.CancelledError:
+        pass
+
+
+def _seconds(delay: Any) -> float:
+    return parse_duration(delay, "delay").total_seconds()
+
+
+def _story(run: Run, outcome: Outcome) -> tuple[int, str, Any]:
+    """Level, message and argument of the log line for an outcome that is not a completion."""
+    match outcome.verdict:
+        case "retry":
+            return logging.WARNING, "failed, again in %.3gs", outcome.delay
+        case "dead":
+            return logging.ERROR, "dead after %d attempts", run.attempt
+        case "snooze":
+            return logging.INFO, "snoozed for %.3gs", outcome.delay
+        case verdict:
+            return logging.INFO, "%s", verdict

@@ -1,0 +1,128 @@
+"""Lands outcomes, in batches: what gathers while one batch is on its way is the next batch."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from typing import TYPE_CHECKING, Final
+
+import psycopg
+
+from pgqueue import statements
+from pgqueue.outcome import Outcome, error_json
+from pgqueue.worker.link import LOST, RETRYABLE, Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgqueue.run import Run
+    from pgqueue.worker.hand import Hand
+
+log = logging.getLogger(__name__)
+
+_MOST: Final = 1_000
+_PATIENCE: Final = 10.0
+_LONGEST_PAUSE: Final = 5.0
+Landing = tuple[int, int, Outcome]
+
+
+class Finisher:
+    """Takes outcomes from the executor and writes them. Nothing is dropped until the database has answered."""
+
+    def __init__(self, link: Link, hand: Hand, schema: str, *, on_landed: Callable[[], None]) -> None:
+        self._on_landed = on_landed
+        self._link = link
+        self._hand = hand
+        self._schema = schema
+        self._waiting: list[tuple[Run, Outcome]] = []
+        self._some = asyncio.Event()
+        self._empty = asyncio.Event()
+        self._empty.set()
+
+    @property
+    def behind(self) -> bool:
+        """Whether handlers end faster than outcomes land: claim nothing more for now."""
+        return len(self._waiting) > 2 * _MOST
+
+    def add(self, run: Run, outcome: Outcome) -> None:
+        """Have an outcome written; returns at once."""
+        self._waiting.append((run, outcome))
+        if len(self._waiting) == 1:
+            self._some.set()
+            self._empty.clear()
+
+    async def loop(self) -> None:
+        """For ever: take what has gathered, land it."""
+        while True:
+            await self._some.wait()
+            batch, self._waiting = self._waiting[:_MOST], self._waiting[_MOST:]
+            if not self._waiting:
+                self._some.clear()
+            await self._flush(batch)
+            self._on_landed()
+            if not self._waiting:
+                self._empty.set()
+
+    async def drained(self) -> bool:
+        """Wait until everything has landed, at most ten seconds; answers whether it has."""
+        try:
+            await asyncio.wait_for(self._empty.wait(), _PATIENCE)
+        except TimeoutError:
+            log.error("the database did not take %d outcomes in time; their leases will expire", len(self._waiting))
+            return False
+        return True
+
+    async def _flush(self, batch: list[tuple[Run, Outcome]]) -> None:
+        runs = [run for run, _ in batch]
+        done = self._hand.closing(runs)
+        landings = [(run.id, run.token, outcome) for run, outcome in batch if not (run.landed or run.lost)]
+        lost = set(await self._land(landings, done)) if landings or done else set()
+        self._hand.drop(runs)
+        for run in runs if lost else ():
+            if (run.id, run.token) in lost:
+                log.warning("the lease was lost before the outcome landed; it is dropped", extra=run.facts())
+
+    async def _land(self, landings: list[Landing], done: list[int]) -> list[tuple[int, int]]:
+        """Answers the (id, token)s that were refused."""
+        pause, uncertain = 0.05, False
+        while True:
+            try:
+                lost = await self._link.run(statements.finish(landings, done, schema=self._schema))
+            except RETRYABLE:
+                await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
+            except LOST as error:
+                log.warning("%d outcomes could not be written, trying again: %s", len(landings), str(error).strip())
+                uncertain = True
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
+            except psycopg.Error as error:
+                return await self._land_one_by_one(landings, done, error)
+            else:
+                return await self._really_lost(landings, lost) if uncertain and lost else lost
+
+    async def _really_lost(self, landings: list[Landing], lost: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The reply was lost, not necessarily the write: what history holds with our token has landed."""
+        missing = set(lost)
+        try:
+            found = await self._link.run(statements.landed([x for x in landings if (x[0], x[1]) in missing], schema=self._schema))
+        except LOST:
+            return []  # nobody can tell now; the rows can
+        return [(job_id, token) for job_id, token in lost if job_id not in set(found)]
+
+    async def _land_one_by_one(self, landings: list[Landing], done: list[int], error: psycopg.Error) -> list[tuple[int, int]]:
+        """One of them is not acceptable: the rest must land, and that one must say why."""
+        if len(landings) > 1:
+            lost: list[tuple[int, int]] = []
+            for landing in landings:
+                lost += await self._land([landing], [])
+            return lost + await self._land([], done)
+        job_id, token, outcome = landings[0]
+        reason = str(error).split("\n")[0]
+        log.error("PostgreSQL refused the outcome of job %s: %s", job_id, reason)
+        refused = Outcome(outcome.verdict, None, error_json(0, type(error).__name__, f"the outcome was refused: {reason}"), outcome.delay)
+        if outcome.result is None and outcome.error is not None and "the outcome was refused" in outcome.error:
+            return []
+        return await self._land([(job_id, token, refused)], done)
+
+

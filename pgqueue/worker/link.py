@@ -1,0 +1,106 @@
+"""A worker's own connection: reconnects for ever, with plans pinned and statements prepared."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg
+
+from pgqueue.connection import is_pooled
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgqueue.statements import Statement
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+# The engine's statements have one good plan each. These keep the planner from another one while its statistics
+# are those of an empty table, and from the caller's idea of a default isolation level.
+_PINNED: Final = "; ".join((
+    "SET enable_seqscan = off",
+    "SET enable_bitmapscan = off",
+    "SET enable_mergejoin = off",
+    "SET enable_nestloop = off",  # arrays of unknown length are taken for ten rows; a LATERAL has no other way anyhow
+    "SET plan_cache_mode = force_generic_plan",
+    "SET jit = off",
+    "SET default_transaction_isolation = 'read committed'",
+    "SET statement_timeout = 0",
+    "SET lock_timeout = 0",
+))  # fmt: skip
+_LONGEST_PAUSE: Final = 30.0
+LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
+RETRYABLE: Final = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
+
+
+async def connect(dsn: Callable[[], str], purpose: str) -> psycopg.AsyncConnection[Any]:
+    """Connect, however long it takes: after a failure again in 1, 2, 4, 8, 16, 30, 30 … seconds."""
+    pause = 1.0
+    while True:
+        try:
+            return await psycopg.AsyncConnection.connect(await asyncio.to_thread(dsn), autocommit=True)
+        except LOST as error:
+            reason = str(error).strip().split("\n")[0]
+            log.warning("no connection for %s: %s; trying again in %gs", purpose, reason, pause)
+        await asyncio.sleep(pause)
+        pause = min(pause * 2, _LONGEST_PAUSE)
+
+
+class Link:
+    """One connection for one purpose. A statement that meets a broken connection raises one of ``LOST``."""
+
+    def __init__(self, dsn: Callable[[], str], purpose: str) -> None:
+        self._dsn = dsn
+        self._purpose = purpose
+        self._connection: psycopg.AsyncConnection[Any] | None = None
+        self._cursor: psycopg.AsyncCursor[Any] | None = None
+        self._prepare: bool | None = True
+
+    async def open(self) -> None:
+        """Connect if there is no connection; returns only with one."""
+        while self._connection is None:
+            connection = await connect(self._dsn, self._purpose)
+            try:
+                await self._set_up(connection)
+            except LOST as error:
+                log.warning("the connection for %s broke at once: %s", self._purpose, error)
+                await connection.close()
+                await asyncio.sleep(1)
+            else:
+                self._connection = connection
+                self._cursor = connection.cursor(binary=True)
+
+    async def run(self, statement: Statement[T]) -> T:
+        """Run one statement in its own transaction, connecting first if needed."""
+        if self._cursor is None:
+            await self.open()
+        cursor = self._cursor
+        assert cursor is not None  # noqa: S101
+        try:
+            await cursor.execute(statement.sql, statement.params, prepare=self._prepare)  # type: ignore[call-overload]
+            return statement.read(await cursor.fetchall() if cursor.description else [])
+        except asyncio.CancelledError:
+            await self.close()
+            raise
+        except LOST:
+            if self._connection is None or self._connection.broken or self._connection.closed:
+                await self.close()
+            raise
+
+    async def close(self) -> None:
+        """Drop the connection; the next statement opens another."""
+        connection, self._connection, self._cursor = self._connection, None, None
+        if connection is not None:
+            await connection.close()
+
+    async def _set_up(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        cursor = await connection.execute("SELECT pg_backend_pid()")
+        (pid,) = await cursor.fetchone() or (0,)
+        if is_pooled(connection, pid):
+            self._prepare = False  # a session setting or a prepared statement would belong to somebody else
+            connection.prepare_threshold = None
+        else:
+            await connection.execute(_PINNED)

@@ -1,0 +1,220 @@
+"""Handlers in child processes: a crash or a kill costs one job; a child serves many jobs, one after another."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+import time
+import traceback
+from multiprocessing.connection import Connection, wait
+from typing import TYPE_CHECKING, Any, Final
+
+from pgqueue.errors import HandlerCrashedError
+from pgqueue.handle import Job
+from pgqueue.outcome import COMPLETED, Outcome, dump_result
+from pgqueue.run import Run, current_run
+
+if TYPE_CHECKING:
+    from pgqueue.app import App
+    from pgqueue.settings import Settings
+    from pgqueue.task import Task
+
+_JOBS_PER_CHILD: Final = 1_000
+_SPAWN: Final = multiprocessing.get_context("spawn")
+
+class ChildPool:
+    """The idle children of a worker. ``call`` runs in a thread of the executor."""
+
+    def __init__(self, app: App) -> None:
+        self._app = app
+        self._idle: list[_Child] = []
+        self._closed = False
+
+    def call(self, run: Run, task: Task[Any, Any]) -> Outcome:
+        """Run one job in a child, starting one if none is idle. Raises what the handler raised."""
+        try:
+            child = self._idle.pop()
+        except IndexError:
+            child = _Child(self._app.settings)
+        try:
+            run.cancel_hook = child.kill
+            if run.ended or run.cancelled:
+                child.kill()
+            return child.call(run, task)
+        finally:
+            run.cancel_hook = None
+            if child.usable and not self._closed:
+                self._idle.append(child)
+            else:
+                child.kill()
+
+    def close(self) -> None:
+        """End the idle children; busy ones are killed by whoever stops their run."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().kill()
+
+
+class _Child:
+    """The parent's end of one child."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._pipe, theirs = _SPAWN.Pipe()
+        self._process = _SPAWN.Process(target=child_main, args=(theirs, settings), daemon=True, name="pgqueue-child")
+        self._process.start()
+        theirs.close()
+        self._jobs = 0
+        self._killed = False
+
+    @property
+    def usable(self) -> bool:
+        return not self._killed and self._jobs < _JOBS_PER_CHILD and self._process.is_alive()
+
+    def call(self, run: Run, task: Task[Any, Any]) -> Outcome:
+        self._jobs += 1
+        function = task.function
+        row = (run.priority, None, run.id, run.queue, run.task, run.payload, run.attempt, run.max_attempts, run.timeout, run.meta)
+        try:
+            self._pipe.send((function.__module__, function.__qualname__, task.arguments.raw, row, run.token))
+            while True:
+                wait([self._pipe, self._process.sentinel])
+                if not self._pipe.poll():
+                    raise EOFError
+                kind, value = self._pipe.recv()
+                if kind == "progress":
+                    run.tell(value)
+                elif kind == "landed":
+                    run.landed = True
+                elif kind == "result":
+                    return COMPLETED if value is None else Outcome("completed", result=value)
+                else:
+                    raise _rebuilt(*value)
+        except (EOFError, OSError):
+            self._process.join(5)
+            code = self._process.exitcode
+            self.kill()
+            raise HandlerCrashedError(_last_words(code)) from None
+
+    def kill(self) -> None:
+        """The child and everything that it started."""
+        self._killed = True
+        if self._process.pid is not None and self._process.is_alive():
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)
+
+
+def child_main(pipe: Connection, settings: Settings) -> None:
+    """The child's whole life: take a job, run its handler, answer; end when the parent has ended."""
+    os.setsid()  # so that the parent can kill it with all its own children, and Ctrl-C reaches only the parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    from pgqueue.app import App  # noqa: PLC0415 - only the child needs it
+
+    app = App(settings=settings)
+    tasks: dict[tuple[str, str], Task[Any, Any]] = {}
+    while True:
+        try:
+            module, name, raw, row, token = pipe.recv()
+        except EOFError:
+            return
+        try:
+            task = tasks.get((module, name)) or tasks.setdefault((module, name), _load(app, module, name, row[4], raw))
+            answer: tuple[str, Any] = ("result", _run_here(app, task, _ChildRun(row, token, app, pipe)))
+        except BaseException as error:  # noqa: BLE001 - SystemExit and the like end this job and nothing else
+            answer = ("error", _flat(error))
+        try:
+            pipe.send(answer)
+        except OSError:
+            return
+
+
+class _ChildRun(Run):
+    """A run whose facts travel to the parent."""
+
+    __slots__ = ("_pipe",)
+
+    def __init__(self, row: tuple[Any, ...], token: int, app: App, pipe: Connection) -> None:
+        super().__init__(row, token, app)
+        self._pipe = pipe
+
+    def tell(self, report: str) -> None:
+        self._pipe.send(("progress", report))
+
+
+def _run_here(app: App, task: Task[Any, Any], run: Run) -> str | None:
+    import asyncio  # noqa: PLC0415 - most isolated handlers are sync
+    import inspect  # noqa: PLC0415
+
+    current_run.set(run)
+    kwargs = task.arguments.load(run.payload)
+    if task.arguments.job_parameter is not None:
+        kwargs[task.arguments.job_parameter] = Job(run.id, app, run)
+    value: Any = task.function(**kwargs)
+    if inspect.iscoroutine(value):
+        value = asyncio.run(_closing(app, value))
+    if run.landed:
+        run._pipe.send(("landed", None))  # type: ignore[attr-defined]  # noqa: SLF001
+    return None if value is None else dump_result(value)
+
+
+async def _closing(app: App, coroutine: Any) -> Any:
+    try:
+        return await coroutine
+    finally:
+        await app.aclose()
+
+
+def _load(app: App, module: str, qualname: str, name: str, raw: bool) -> Task[Any, Any]:
+    from pgqueue.task import Task  # noqa: PLC0415
+
+    found: Any = importlib.import_module("__mp_main__" if module == "__main__" else module)
+    for part in qualname.split("."):
+        found = getattr(found, part)
+    return Task(app, found.function if isinstance(found, Task) else found, name=name, raw=raw)
+
+
+def _flat(error: BaseException) -> tuple[bytes, str, str, str]:
+    """The exception itself if it can be pickled, and what can always travel: name, message, traceback."""
+    try:
+        whole = pickle.dumps(error)
+    except Exception:  # noqa: BLE001 - a user's class may raise anything here
+        whole = b""
+    try:
+        message = str(error)
+    except Exception:  # noqa: BLE001
+        message = "<its __str__ failed>"
+    return whole, type(error).__name__, message, "".join(traceback.format_exception(error))
+
+
+def _rebuilt(whole: bytes, name: str, message: str, trace: str) -> BaseException:
+    """The child's exception; one that does not survive the way comes as a class of the same name."""
+    try:
+        error = pickle.loads(whole)  # noqa: S301 - from our own child
+        if not isinstance(error, BaseException):
+            raise TypeError(name)  # noqa: TRY301
+    except Exception:  # noqa: BLE001
+        error = type(name, (Exception,), {})(message)
+    error.add_note(trace)
+    return error
+
+
+def _last_words(code: int | None) -> str:
+    if code is None:
+        return "the handler's process closed its pipe"
+    if code < 0:
+        return f"the handler's process was killed by {signal.Signals(-code).name}"
+    return f"the handler's process exited with status {code}"
+
+
+def _die_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)

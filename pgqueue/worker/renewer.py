@@ -1,0 +1,118 @@
+"""Keeps the leases of long runs, from its own thread and connection: a blocked event loop loses no job."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from pgqueue import statements
+from pgqueue.connection import run as run_statement
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import timedelta
+
+    from pgqueue.run import Run
+    from pgqueue.worker.hand import Hand
+
+log = logging.getLogger(__name__)
+
+_LONGEST_PAUSE: Final = 30.0
+
+
+class Renewer:
+    """Renews what has been held for a third of the lease, and writes the progress that handlers report."""
+
+    def __init__(
+        self,
+        dsn: Callable[[], str],
+        hand: Hand,
+        lease: timedelta,
+        schema: str,
+        *,
+        lost: Callable[[Run], Any],
+        cancelled: Callable[[Run], Any],
+    ) -> None:
+        self._dsn = dsn
+        self._hand = hand
+        self._lease = lease
+        self._third = lease.total_seconds() / 3
+        self._tick = min(0.5, self._third / 2)
+        self._schema = schema
+        self._lost = lost
+        self._cancelled = cancelled
+        self._connection: psycopg.Connection[Any] | None = None
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._loop, name="pgqueue-renewer", daemon=True)
+
+    def start(self) -> None:
+        """Start the thread."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; waits for it."""
+        self._stop.set()
+        self._thread.join(5)
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    def renew(self) -> None:
+        """Prolong what is due. One look; a test can call it."""
+        batches = self._hand.older_than(self._third)
+        if not batches:
+            return
+        running = [run for batch in batches for run in list(batch.runs.values()) if not (run.ended or run.lost or run.landed)]
+        held = run_statement(self._open(), statements.renew(
+            [batch.token for batch in batches], [(run.id, run.token) for run in running], self._lease, schema=self._schema
+        ))  # fmt: skip
+        for batch in batches:
+            batch.renewed_at = time.monotonic()
+        for run in running:
+            if run.ended or run.landed:
+                continue
+            if run.id not in held:
+                log.warning("the lease is lost; the handler is told to stop", extra=run.facts())
+                self._lost(run)
+            elif held[run.id] and not run.cancelled:
+                self._cancelled(run)
+
+    def report(self) -> None:
+        """Write the progress that has been reported since the last look."""
+        reports = []
+        for run in self._hand.runs():
+            if run.report is not None and not run.ended:
+                report, run.report = run.report, None
+                reports.append((run.id, run.token, report))
+        if reports:
+            run_statement(self._open(), statements.progress(sorted(reports), schema=self._schema))
+
+    def _loop(self) -> None:
+        pause = 0.0
+        while not self._stop.wait(pause or self._tick):
+            try:
+                self.report()
+                self.renew()
+            except (psycopg.Error, OSError) as error:
+                pause = min(max(1.0, pause * 2), _LONGEST_PAUSE, max(self._third / 2, 0.5))
+                log.warning("leases could not be renewed, again in %.3gs: %s", pause, str(error).strip().split("\n")[0])
+                self._close()
+            else:
+                pause = 0.0
+        self._close()
+
+    def _open(self) -> psycopg.Connection[Any]:
+        if self._connection is None:
+            self._connection = psycopg.connect(self._dsn(), autocommit=True, prepare_threshold=None)
+        return self._connection
+
+    def _close(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.close()

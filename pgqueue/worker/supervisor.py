@@ -1,0 +1,136 @@
+"""From the command line's side: one worker under signals, or several processes under a supervisor."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import logging
+import signal
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgqueue.worker.worker import Worker
+
+log = logging.getLogger(__name__)
+
+_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+_LIVED: Final = 10.0  # a child that lived this long is restarted at once
+_LONGEST_PAUSE: Final = 30.0
+_PR_SET_PDEATHSIG: Final = 1
+
+
+def run_worker(worker: Worker) -> int:
+    """Run a worker until SIGTERM or Ctrl-C; a second signal gives running jobs back at once.
+
+    Uses uvloop where it is installed. Answers the exit code: 0 when all running jobs were finished in order, 1 when
+    some had to be given back.
+    """
+    with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+        return runner.run(_under_signals(worker))
+
+
+def supervise(command: list[str], processes: int) -> int:
+    """Run ``processes`` copies of ``command``, restart those that die, pass SIGTERM and Ctrl-C on to all.
+
+    Answers the worst exit code of the copies that were told to stop.
+    """
+    return _Supervisor(command, processes).run()
+
+
+async def _under_signals(worker: Worker) -> int:
+    loop = asyncio.get_running_loop()
+    count = 0
+
+    def on_signal() -> None:
+        nonlocal count
+        count += 1
+        worker.stop(now=count > 1)
+
+    for number in _SIGNALS:
+        loop.add_signal_handler(number, on_signal)
+    return 0 if await worker.run() else 1
+
+
+def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - the extra `speed`
+    except ImportError:
+        return None
+    return uvloop.new_event_loop  # type: ignore[no-any-return]
+
+
+class _Supervisor:
+    def __init__(self, command: list[str], processes: int) -> None:
+        self._command = command
+        self._children: list[_Copy] = [_Copy(command, nth) for nth in range(1, processes + 1)]
+        self._stopping = False
+
+    def run(self) -> int:
+        for number in _SIGNALS:
+            signal.signal(number, self._on_signal)
+        for child in self._children:
+            child.start()
+        while any(child.alive for child in self._children) or not self._stopping:
+            for child in self._children:
+                if not child.alive and not self._stopping:
+                    child.restart()
+            time.sleep(0.1)
+        return max(child.exit_code for child in self._children)
+
+    def _on_signal(self, number: int, _frame: Any) -> None:
+        self._stopping = True
+        for child in self._children:
+            child.send(number)
+
+
+class _Copy:
+    """One copy of the command, in a session of its own, so that a terminal's Ctrl-C reaches it once: through us."""
+
+    def __init__(self, command: list[str], nth: int) -> None:
+        self._command = command
+        self._nth = nth
+        self._process: subprocess.Popen[bytes] | None = None
+        self._started = 0.0
+        self._pause = 0.0
+        self._start_at = 0.0
+
+    @property
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def exit_code(self) -> int:
+        code = self._process.returncode if self._process is not None else 0
+        return 128 - code if code < 0 else code
+
+    def start(self) -> None:
+        self._started = time.monotonic()
+        self._process = subprocess.Popen(  # noqa: S603 - our own command line
+            self._command, start_new_session=True, preexec_fn=_die_with_parent if sys.platform == "linux" else None
+        )
+        self._start_at = 0.0
+
+    def restart(self) -> None:
+        """Again at once if it had lived a while, else after 1, 2, 4 … 30 s."""
+        now = time.monotonic()
+        if not self._start_at:
+            lived = now - self._started
+            self._pause = 0.0 if lived >= _LIVED else min(max(1.0, self._pause * 2), _LONGEST_PAUSE)
+            self._start_at = now + self._pause
+            log.warning("worker process %d ended with status %d; again in %gs", self._nth, self.exit_code, self._pause)
+        if now >= self._start_at:
+            self.start()
+
+    def send(self, number: int) -> None:
+        if self._process is not None:
+            self._process.send_signal(number)
+
+
+def _die_with_parent() -> None:
+    """In the child before exec, on Linux: SIGTERM when the supervisor is gone, however it went (prctl(2))."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

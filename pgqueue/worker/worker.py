@@ -1,0 +1,229 @@
+"""The worker: wires its parts, starts them, and stops them in order."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib.metadata
+import logging
+import os
+import secrets
+import socket
+from typing import TYPE_CHECKING, Any, Final
+
+from pgqueue import statements
+from pgqueue.connection import connection_string
+from pgqueue.errors import PgqueueError, SettingsError
+from pgqueue.job import DEFAULT_QUEUE, MAX_NAME_LENGTH, check_text
+from pgqueue.pruner import prune
+from pgqueue.service import every
+from pgqueue.sweeper import sweep
+from pgqueue.worker.bell import Bell
+from pgqueue.worker.claimer import Claimer
+from pgqueue.worker.executor import Executor
+from pgqueue.worker.finisher import Finisher
+from pgqueue.worker.hand import Hand
+from pgqueue.worker.link import Link
+from pgqueue.worker.renewer import Renewer
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from datetime import timedelta
+
+    from pgqueue.app import App
+    from pgqueue.run import Run
+    from pgqueue.task import Task
+
+log = logging.getLogger(__name__)
+
+_HEARTBEAT: Final = 10.0
+_PRUNE: Final = 3600.0
+
+
+class Worker:
+    """Runs the jobs of an application's tasks, in this process.
+
+    Args:
+        app: the tasks and the database.
+        queues: which queues to serve; default: the queues of the app's tasks.
+        slots: jobs running at the same time; default from the settings: 50.
+        lease: how long a claim is held without renewal; default 30 s.
+        poll: longest sleep when idle; default 1 s.
+        shutdown_timeout: how long :meth:`stop` waits for running jobs; default 30 s.
+        catch_all: a task that runs the jobs of every name which the app does not know.
+        name: how it is called in logs and in ``pgq workers``; default host, pid and a few random letters.
+        bell: listen for NOTIFY; without it the worker polls.
+
+    Raises:
+        SettingsError: there is nothing that it could run, or a value has no meaning.
+    """
+
+    def __init__(
+        self,
+        app: App,
+        *,
+        queues: Sequence[str] | None = None,
+        slots: int | None = None,
+        lease: timedelta | None = None,
+        poll: timedelta | None = None,
+        shutdown_timeout: timedelta | None = None,
+        catch_all: Task[Any, Any] | None = None,
+        name: str | None = None,
+        bell: bool = True,
+    ) -> None:
+        settings = app.settings
+        if not app.tasks and catch_all is None:
+            raise SettingsError("the application has no tasks: a worker would have nothing to run")
+        self.app = app
+        self.queues = [check_text(queue, "queue", MAX_NAME_LENGTH) for queue in queues or _queues_of(app)]
+        self.slots = settings.slots if slots is None else slots
+        if self.slots < 1:
+            raise SettingsError(f"slots must be at least 1, not {self.slots}")
+        self.lease = lease or settings.lease_duration
+        self.poll = poll or settings.poll_interval
+        self.shutdown_timeout = settings.shutdown_timeout if shutdown_timeout is None else shutdown_timeout
+        self.name = name or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
+        self._catch_all = catch_all
+        self._with_bell = bell
+        self._stopping = asyncio.Event()
+        self._hurry = asyncio.Event()
+        self.started = asyncio.Event()
+        self._gave_back = 0
+
+    def stop(self, *, now: bool = False) -> None:
+        """Claim nothing more; wait for running jobs, or with ``now`` give them back at once. On the event loop."""
+        self._stopping.set()
+        if now:
+            self._hurry.set()
+
+    async def run(self) -> bool:
+        """Work until :meth:`stop`; answers whether every running job was finished in order."""
+        self._assemble()
+        self.renewer.start()
+        background = [
+            asyncio.create_task(coroutine)
+            for coroutine in (
+                self.finisher.loop(),
+                self.bell.loop(),
+                every(self.app.settings.lease_check_interval.total_seconds(), self._sweep, "the sweep"),
+                every(_HEARTBEAT, self._heartbeat, "the heartbeat"),
+                every(_PRUNE, self._prune, "pruning"),
+                every(1.0, self._tick, "the tick"),
+            )
+        ]
+        claiming = asyncio.create_task(self.claimer.loop())
+        log.info("worker %s: %d slots, queues %s", self.name, self.slots, ", ".join(self.queues))
+        self.started.set()
+        stopping = asyncio.create_task(self._stopping.wait())
+        try:
+            await _first_of(stopping, claiming, *background)
+        finally:
+            self._stopping.set()
+            clean = await self._shut_down(claiming, background)
+        log.info("worker %s: stopped%s", self.name, "" if clean else f", {self._gave_back} jobs given back")
+        return clean
+
+    def _assemble(self) -> None:
+        app = self.app
+        settings = app.settings
+
+        def dsn() -> str:
+            return app.database.dsn
+
+        def listen_dsn() -> str:
+            return connection_string(settings.listen_dsn) if settings.listen_dsn else dsn()
+
+        self._loop = asyncio.get_running_loop()
+        self.hand = Hand(app)
+        self._links = [Link(dsn, "claiming"), Link(dsn, "finishing")]
+        self.finisher = Finisher(self._links[1], self.hand, app.schema, on_landed=lambda: self.executor.hungry.set())
+        self.executor = Executor(app, self.slots, self.finisher.add, catch_all=self._catch_all)
+        self.bell = Bell(listen_dsn, app.schema, self.queues, self._on_cancel, silent=not self._with_bell)
+        self.renewer = Renewer(
+            dsn, self.hand, self.lease, app.schema,
+            lost=lambda run: self._loop.call_soon_threadsafe(self._lose, run),
+            cancelled=lambda run: self._loop.call_soon_threadsafe(self.executor.cancel, run),
+        )  # fmt: skip
+        self.claimer = Claimer(
+            self._links[0], self.hand, self.executor, self.bell,
+            behind=lambda: self.finisher.behind, schema=app.schema, worker=self.name, queues=self.queues,
+            tasks=None if self._catch_all is not None else sorted(app.tasks),
+            lease=self.lease, poll=self.poll, stopping=self._stopping,
+        )  # fmt: skip
+
+    async def _shut_down(self, claiming: asyncio.Task[None], background: list[asyncio.Task[None]]) -> bool:
+        """In the order in which nothing is lost: stop claiming, run out, land the outcomes, then let go."""
+        self.executor.close()
+        self.bell.rung.set()
+        try:
+            await asyncio.wait_for(claiming, 5)
+        except (TimeoutError, Exception) as error:  # noqa: BLE001 - a claim that hangs is left to its lease
+            log.warning("the last claim did not come back: %r", error)
+        clean = await self._run_out()
+        landed = await self.finisher.drained()
+        await self.executor.shut_down()
+        await asyncio.to_thread(self.renewer.stop)
+        for task in background:
+            task.cancel()
+        await asyncio.gather(*background, return_exceptions=True)
+        await self._sign_off()
+        for link in self._links:
+            await link.close()
+        await self.app.database.aclose()
+        return clean and landed
+
+    async def _run_out(self) -> bool:
+        """Wait for the running jobs; when the time is over, or in a hurry, give them back."""
+        idle = asyncio.create_task(self.executor.idle.wait())
+        hurry = asyncio.create_task(self._hurry.wait())
+        if self.executor.running:
+            log.info("stopping: %d jobs are running, up to %gs", self.executor.running, self.shutdown_timeout.total_seconds())
+        await asyncio.wait([idle, hurry], timeout=self.shutdown_timeout.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
+        hurry.cancel()
+        if not idle.done():
+            self._gave_back = self.executor.abandon()
+            await asyncio.wait([idle], timeout=5)
+        idle.cancel()
+        return not self._gave_back
+
+    def _on_cancel(self, job_id: int) -> None:
+        run = self.hand.find(job_id)
+        if run is not None:
+            self.executor.cancel(run)
+
+    def _lose(self, run: Run) -> None:
+        self.executor.cancel(run, lost=True)
+
+    async def _tick(self) -> None:
+        self.executor.tick()
+
+    async def _sweep(self) -> None:
+        await sweep(self.app.database, self.app.schema)
+
+    async def _prune(self) -> None:
+        await prune(self.app.database, self.app.schema)
+
+    async def _heartbeat(self) -> None:
+        clock = await self.app.database.arun(statements.heartbeat(
+            self.name, socket.gethostname(), os.getpid(), self.queues, self.slots, self.executor.running,
+            importlib.metadata.version("pgqueue"), self._stopping.is_set(), schema=self.app.schema,
+        ))  # fmt: skip
+        self.claimer.marks.set_clock(clock)
+
+    async def _sign_off(self) -> None:
+        try:
+            await asyncio.wait_for(self.app.database.arun(statements.sign_off(self.name, schema=self.app.schema)), 2)
+        except (PgqueueError, TimeoutError):
+            log.debug("could not sign off; the row will be forgotten in a day")
+
+
+def _queues_of(app: App) -> list[str]:
+    return sorted({task.spec.queue for task in app.tasks.values()}) or [DEFAULT_QUEUE]
+
+
+async def _first_of(*tasks: asyncio.Task[Any]) -> None:
+    """Until one of them ends; the error of a part that broke is the worker's."""
+    done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    tasks[0].cancel()
+    for task in done:
+        if task is not tasks[0]:
+            task.result()
