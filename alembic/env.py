@@ -7,6 +7,7 @@ The advisory lock, the lock_timeout and its retries live in :mod:`pgqueue.migrat
 from __future__ import annotations
 
 from alembic import context
+
 from pgqueue.migrate import create_schema_sql, engine_for
 from pgqueue.settings import Settings
 

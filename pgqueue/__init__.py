@@ -41,11 +41,12 @@ if TYPE_CHECKING:
 __version__ = _version("pgqueue")
 
 __all__ = [
-    "App", "AsyncClient", "Backoff", "Cancel", "Client", "CommandFailedError", "DatabaseError", "DatabaseUnreachableError", "Dead",
-    "EmbeddedServerError", "Exponential", "Fixed", "HandlerCrashedError", "InvalidJobError", "InvalidPayloadError", "Job",
-    "JobFailedError", "JobNotFoundError", "JobRecord", "JobSpec", "JobStateError", "JobTimeoutError", "LeaseLostError",
-    "PgqueueError", "ResultTimeoutError", "Retry", "SchemaError", "Settings", "SettingsError", "Snooze", "Task",
-    "UnknownTaskError", "Worker", "current_job", "migrate", "never",
+    "App", "AsyncClient", "Backoff", "Cancel", "Client", "CommandFailedError", "DatabaseError",
+    "DatabaseUnreachableError", "Dead", "EmbeddedServerError", "Exponential", "Fixed", "HandlerCrashedError",
+    "InvalidJobError", "InvalidPayloadError", "Job", "JobFailedError", "JobNotFoundError", "JobRecord",
+    "JobSpec", "JobStateError", "JobTimeoutError", "LeaseLostError", "PgqueueError", "ResultTimeoutError",
+    "Retry", "SchemaError", "Settings", "SettingsError", "Snooze", "Task", "UnknownTaskError", "Worker",
+    "current_job", "migrate", "never",
 ]  # fmt: skip
 
 

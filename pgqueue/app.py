@@ -70,7 +70,7 @@ class App:
         isolation: Literal["process"] | None = None,
         raw: bool = False,
     ) -> Callable[[Callable[P, R]], Task[P, R]]: ...
-    def task(self, function: Callable[P, R] | None = None, /, **options: Any) -> Any:
+    def task(self, function: Callable[..., Any] | None = None, **options: Any) -> Any:  # noqa: D417 - see the overload
         """Register a function as a task.
 
         ``async def`` runs on the worker's event loop, ``def`` in a thread. A parameter annotated

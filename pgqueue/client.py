@@ -67,7 +67,7 @@ class Client:
         """One job, live or finished; raises JobNotFoundError."""
         return check_found(job_id, self._run(statements.get_job(job_id, schema=self.schema), connection))
 
-    def list(
+    def jobs(
         self,
         *,
         queue: str | None = None,
@@ -81,7 +81,9 @@ class Client:
         check_page(state, limit)
         return self._run(statements.list_jobs(queue, task, state, before, limit, schema=self.schema), connection)
 
-    def redrive(self, *, queue: str | None = None, task: str | None = None, limit: int = 1000, connection: Any = None) -> int:
+    def redrive(
+        self, *, queue: str | None = None, task: str | None = None, limit: int = 1000, connection: Any = None
+    ) -> int:
         """Retry many dead letters, oldest first; answers how many will run again."""
         return self._run(statements.redrive(queue, task, limit, schema=self.schema), connection)
 
@@ -118,7 +120,9 @@ class Client:
 
     def set_retention(self, state: str, keep: Duration, *, connection: Any = None) -> None:
         """Keep an outcome (completed, dead, cancelled) this long; at least a day is kept, partitions are days."""
-        statement = statements.set_retention(check_outcome(state), parse_duration(keep, "retention"), schema=self.schema)
+        statement = statements.set_retention(
+            check_outcome(state), parse_duration(keep, "retention"), schema=self.schema
+        )
         self._run(statement, connection)
 
     def _run(self, statement: Statement[T], connection: Any) -> T:
@@ -169,7 +173,7 @@ class AsyncClient:
         """See :meth:`Client.get`."""
         return check_found(job_id, await self._run(statements.get_job(job_id, schema=self.schema), connection))
 
-    async def list(
+    async def jobs(
         self,
         *,
         queue: str | None = None,
@@ -179,7 +183,7 @@ class AsyncClient:
         limit: int = 50,
         connection: Any = None,
     ) -> list[JobRecord]:
-        """See :meth:`Client.list`."""
+        """See :meth:`Client.jobs`."""
         check_page(state, limit)
         return await self._run(statements.list_jobs(queue, task, state, before, limit, schema=self.schema), connection)
 
@@ -222,7 +226,9 @@ class AsyncClient:
 
     async def set_retention(self, state: str, keep: Duration, *, connection: Any = None) -> None:
         """See :meth:`Client.set_retention`."""
-        statement = statements.set_retention(check_outcome(state), parse_duration(keep, "retention"), schema=self.schema)
+        statement = statements.set_retention(
+            check_outcome(state), parse_duration(keep, "retention"), schema=self.schema
+        )
         await self._run(statement, connection)
 
     async def _run(self, statement: Statement[T], connection: Any) -> T:
@@ -282,7 +288,7 @@ def check_outcome(state: str) -> str:
 
 
 def check_page(state: str | None, limit: int) -> None:
-    """The arguments of list."""
+    """The arguments of jobs."""
     if state is not None and state not in STATES:
         raise InvalidJobError(f"state must be one of {', '.join(STATES)}; not {state!r}")
     if not 1 <= limit <= 1000:  # noqa: PLR2004

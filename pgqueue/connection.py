@@ -10,8 +10,8 @@ import asyncio
 import importlib
 import importlib.util
 import logging
-import select
 import random
+import select
 import threading
 import weakref
 from contextlib import asynccontextmanager, contextmanager
@@ -64,20 +64,20 @@ def connection_string(dsn: str, **extra: str) -> str:
         given = conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
         raise DatabaseError(f"not a PostgreSQL connection string: {str(error).strip()}") from None
-    return conninfo.make_conninfo(**{**_DEFAULTS, **extra, **given})
+    return conninfo.make_conninfo("", **{**_DEFAULTS, **extra, **given})
 
 
 def run(connection: psycopg.Connection[Any], statement: Statement[T]) -> T:
     """Run a statement on a psycopg connection, inside whatever transaction it is in."""
     with connection.cursor(binary=True) as cursor:
-        cursor.execute(statement.sql, statement.params)  # type: ignore[call-overload]
+        cursor.execute(statement.sql, statement.params)
         return statement.read(cursor.fetchall() if cursor.description else [])
 
 
 async def run_async(connection: psycopg.AsyncConnection[Any], statement: Statement[T]) -> T:
     """Run a statement on a psycopg async connection, inside whatever transaction it is in."""
     async with connection.cursor(binary=True) as cursor:
-        await cursor.execute(statement.sql, statement.params)  # type: ignore[call-overload]
+        await cursor.execute(statement.sql, statement.params)
         return statement.read(await cursor.fetchall() if cursor.description else [])
 
 
@@ -124,7 +124,9 @@ class Database:
         self._resolve_dsn = resolve_dsn
         self._dsn: str | None = None
         self._sync: ConnectionPool[psycopg.Connection[Any]] | None = None
-        self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool[Any]] = weakref.WeakKeyDictionary()
+        self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool[Any]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._guard = threading.Lock()
 
     @property
@@ -135,6 +137,9 @@ class Database:
                 if self._dsn is None:
                     self._dsn = connection_string(self._resolve_dsn())
         return self._dsn
+
+    def _get_dsn(self) -> str:
+        return self.dsn
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
@@ -211,7 +216,7 @@ class Database:
         loop = asyncio.get_running_loop()
         pool = self._async.get(loop)
         if pool is None:
-            dsn = self._dsn or await asyncio.to_thread(lambda: self.dsn)
+            dsn = await asyncio.to_thread(self._get_dsn)
             pool = self._async.setdefault(loop, AsyncConnectionPool(
                 dsn, min_size=0, max_size=_POOL_SIZE, kwargs={"autocommit": True}, configure=_aconfigure,
                 check=_acheck, reconnect_timeout=5, open=False, name="pgqueue",
@@ -222,7 +227,7 @@ class Database:
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """psycopg's errors come out as pgqueue's, with the original as their cause."""
+    """Psycopg's errors come out as pgqueue's, with the original as their cause."""
     try:
         yield
     except (psycopg.Error, PoolTimeout) as error:
@@ -239,7 +244,7 @@ def translate(error: Exception) -> PgqueueError:
         return InvalidJobError(message)
     if state in {"42P01", "3F000", "42883"}:
         return SchemaError(f"{message}; run: pgq migrate")
-    if state.startswith(("08", "57P")) or isinstance(error, PoolTimeout | psycopg.OperationalError) and not state:
+    if state.startswith(("08", "57P")) or (isinstance(error, PoolTimeout | psycopg.OperationalError) and not state):
         return DatabaseUnreachableError(f"PostgreSQL can't be reached: {message}")
     return DatabaseError(message)
 

@@ -18,6 +18,7 @@ from pgqueue.run import Run, current_run
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+    from types import TracebackType
 
     import psycopg
 
@@ -114,22 +115,26 @@ class Job:
     @property
     def task(self) -> str:
         """Name of the task that runs."""
-        return self._running().task
+        task: str = self._running().task
+        return task
 
     @property
     def queue(self) -> str:
         """The queue it came from."""
-        return self._running().queue
+        queue: str = self._running().queue
+        return queue
 
     @property
     def attempt(self) -> int:
         """1 for the first run."""
-        return self._running().attempt
+        attempt: int = self._running().attempt
+        return attempt
 
     @property
     def max_attempts(self) -> int:
         """How many runs it may have in all."""
-        return self._running().max_attempts
+        max_attempts: int = self._running().max_attempts
+        return max_attempts
 
     @property
     def payload(self) -> Any:
@@ -189,15 +194,19 @@ class Transaction:
         self._async = self._open_async()
         return await self._async.__aenter__()
 
-    async def __aexit__(self, *failure: Any) -> bool | None:
-        return await self._async.__aexit__(*failure)
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return await self._async.__aexit__(kind, error, trace)
 
     def __enter__(self) -> psycopg.Connection[Any]:
         self._sync = self._open_sync()
         return self._sync.__enter__()
 
-    def __exit__(self, *failure: Any) -> bool | None:
-        return self._sync.__exit__(*failure)
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        return self._sync.__exit__(kind, error, trace)
 
     @asynccontextmanager
     async def _open_async(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:

@@ -125,7 +125,7 @@ class JobRecord:
     def from_row(cls, row: tuple[Any, ...]) -> Self:
         """From the columns of get_job.sql, in their order."""
         *columns, errors, meta = row
-        return cls(*columns, errors or [], meta or {})
+        return cls(*columns, errors=errors or [], meta=meta or {})  # type: ignore[misc]
 
     @property
     def finished(self) -> bool:
@@ -189,7 +189,8 @@ def check_json(data: bytes, what: str = "payload") -> str:
     """The two things that are JSON and yet no jsonb: too large, and the NUL character."""
     if len(data) > MAX_PAYLOAD_BYTES:
         raise InvalidPayloadError(
-            f"{what} of {len(data)} bytes is over the limit of {MAX_PAYLOAD_BYTES}; store it in a table of your own and enqueue its key"
+            f"{what} of {len(data)} bytes is over the limit of {MAX_PAYLOAD_BYTES}; "
+            "store it in a table of your own and enqueue its key"
         )
     if b"\\u0000" in data.replace(b"\\\\", b""):
         raise InvalidPayloadError(f"{what} holds a NUL character (\\u0000), which PostgreSQL can't store")

@@ -1,4 +1,7 @@
-"""How a process writes its logs. The library logs with the standard library and ``extra={…}``; nothing else decides this."""
+"""How a process writes its logs.
+
+The library itself logs with the standard library and ``extra={…}``, and leaves this to whoever owns the process.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,7 @@ def configure_logging(
     level: int | str = logging.INFO,
     stream: TextIO | None = None,
 ) -> None:
-    """Write the log records of the whole process to ``stream``, each with its ``extra`` (job_id, task, queue, attempt …).
+    """Write the log records of the whole process to ``stream``, each with its ``extra`` (job_id, task, queue …).
 
     Calling it again replaces what the first call did.
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import psycopg
-from alembic import command
+from alembic import command, context
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
@@ -17,7 +17,6 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.pool import NullPool
 
-from alembic import context
 from pgqueue.errors import DatabaseUnreachableError, SchemaError
 from pgqueue.sql import qualify
 

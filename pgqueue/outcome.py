@@ -52,7 +52,12 @@ def describe_error(error: BaseException, attempt: int) -> str:
 
 def error_json(attempt: int, kind: str, message: str, trace: str = "") -> str:
     """The same from its parts."""
-    facts: dict[str, Any] = {"attempt": attempt, "type": kind, "message": _cut(message, MAX_MESSAGE), "at": datetime.now(UTC)}
+    facts: dict[str, Any] = {
+        "attempt": attempt,
+        "type": kind,
+        "message": _cut(message, MAX_MESSAGE),
+        "at": datetime.now(UTC),
+    }
     if trace:
         facts["traceback"] = _cut_middle(trace, MAX_TRACEBACK)
     return _storable(orjson.dumps({k: _clean(v) if isinstance(v, str) else v for k, v in facts.items()}))
@@ -67,7 +72,11 @@ def dump_result(value: Any) -> str:
         return _storable(orjson.dumps({"note": f"not JSON: {error}", "repr": _cut(text, MAX_MESSAGE)}))
     if len(data) > MAX_RESULT_BYTES:
         start = data[:MAX_MESSAGE].decode(errors="ignore")
-        return _storable(orjson.dumps({"note": f"result of {len(data)} bytes is over the limit of {MAX_RESULT_BYTES}", "start": start}))
+        return _storable(
+            orjson.dumps(
+                {"note": f"result of {len(data)} bytes is over the limit of {MAX_RESULT_BYTES}", "start": start}
+            )
+        )
     return _storable(data)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from typing import TYPE_CHECKING, Any, NotRequired, Required, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, Required, get_args, get_origin, get_type_hints
 
 import orjson
 from pydantic import ConfigDict, PydanticSchemaGenerationError, TypeAdapter, ValidationError
@@ -82,21 +82,27 @@ class Arguments:
 
 def _adapter(task: str, parameters: list[inspect.Parameter], hints: dict[str, Any]) -> TypeAdapter[Any]:
     fields: dict[str, Any] = {}
-    extra = "forbid"
+    extra: Literal["forbid", "allow"] = "forbid"
     for parameter in parameters:
         if parameter.kind in {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.POSITIONAL_ONLY}:
-            raise InvalidJobError(f"task {task!r}: parameter {parameter.name!r} can't be named in JSON; make it a plain or keyword parameter")
+            raise InvalidJobError(
+                f"task {task!r}: parameter {parameter.name!r} can't be named in JSON; "
+                "make it a plain or keyword parameter"
+            )
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             extra = "allow"
             continue
         hint = hints.get(parameter.name, Any)
         fields[parameter.name] = Required[hint] if parameter.default is parameter.empty else NotRequired[hint]
-    arguments: Any = TypedDict(f"{task} arguments", fields)  # type: ignore[operator]
-    arguments.__pydantic_config__ = ConfigDict(extra=extra)  # type: ignore[typeddict-item]
+    make: Any = TypedDict
+    arguments = make(f"{task} arguments", fields)
+    arguments.__pydantic_config__ = ConfigDict(extra=extra)
     try:
         return TypeAdapter(arguments)
     except PydanticSchemaGenerationError as error:
-        raise InvalidJobError(f"task {task!r}: a parameter's type can't travel as JSON: {str(error).splitlines()[0]}") from None
+        raise InvalidJobError(
+            f"task {task!r}: a parameter's type can't travel as JSON: {str(error).splitlines()[0]}"
+        ) from None
 
 
 def _hints(function: Callable[..., Any], task: str) -> dict[str, Any]:
@@ -104,7 +110,8 @@ def _hints(function: Callable[..., Any], task: str) -> dict[str, Any]:
         return get_type_hints(function, include_extras=True)
     except NameError as error:
         raise InvalidJobError(
-            f"task {task!r}: annotation names {error.name!r}, which does not exist at run time; import it outside TYPE_CHECKING"
+            f"task {task!r}: annotation names {error.name!r}, which does not exist at run time; "
+            "import it outside TYPE_CHECKING"
         ) from None
 
 

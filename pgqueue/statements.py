@@ -6,7 +6,6 @@ The logic that the sync and the async client share lives here, so that neither r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import orjson
@@ -16,7 +15,7 @@ from pgqueue.sql import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import datetime
+    from datetime import datetime, timedelta
 
     from pgqueue.outcome import Outcome
 
@@ -165,7 +164,9 @@ def set_retention(state: str, keep: timedelta, *, schema: str) -> Statement[str 
 
 def get_job(job_id: int, *, schema: str) -> Statement[JobRecord | None]:
     """One job, live or finished."""
-    return Statement(load("get_job", schema), {"job_id": job_id}, lambda rows: JobRecord.from_row(rows[0]) if rows else None)
+    return Statement(
+        load("get_job", schema), {"job_id": job_id}, lambda rows: JobRecord.from_row(rows[0]) if rows else None
+    )
 
 
 def list_jobs(
@@ -205,7 +206,9 @@ def claim(
     return Statement(load("claim", schema), params, sorted)
 
 
-def next_due(queues: list[str], priorities: list[int], tasks: list[str] | None, *, schema: str) -> Statement[float | None]:
+def next_due(
+    queues: list[str], priorities: list[int], tasks: list[str] | None, *, schema: str
+) -> Statement[float | None]:
     """Seconds until the next waiting job of these lanes is due."""
     return Statement(load("next_due", schema), {"queues": queues, "priorities": priorities, "tasks": tasks}, _scalar)
 
@@ -240,9 +243,10 @@ def renew(
 ) -> Statement[dict[int, bool]]:
     """Prolong these leases and their running (id, token)s; answers id → cancel requested, for those still held."""
     params = {
-        "leases": list(leases), "ids": [job_id for job_id, _ in held], "tokens": [token for _, token in held], "lease": lease,
+        "leases": list(leases), "lease": lease,
+        "ids": [job_id for job_id, _ in held], "tokens": [token for _, token in held],
     }  # fmt: skip
-    return Statement(load("renew", schema), params, lambda rows: dict(rows))  # type: ignore[arg-type]
+    return Statement(load("renew", schema), params, _pairs)
 
 
 def progress(reports: Sequence[tuple[int, int, str]], *, schema: str) -> Statement[None]:
@@ -262,7 +266,16 @@ def prune(*, schema: str) -> Statement[list[str]]:
 
 
 def heartbeat(
-    name: str, host: str, pid: int, queues: list[str], slots: int, running: int, version: str, stopping: bool, *, schema: str
+    name: str,
+    host: str,
+    pid: int,
+    queues: list[str],
+    slots: int,
+    running: int,
+    version: str,
+    stopping: bool,
+    *,
+    schema: str,
 ) -> Statement[float]:
     """Say that this worker is alive; answers the server's clock, in seconds since 1970."""
     params = {
@@ -305,6 +318,10 @@ def _scalar(rows: list[Row]) -> Any:
 
 def _column(rows: list[Row]) -> list[Any]:
     return [row[0] for row in rows]
+
+
+def _pairs(rows: list[Row]) -> dict[int, bool]:
+    return {row[0]: row[1] for row in rows}
 
 
 def _nothing(rows: list[Row]) -> None:  # noqa: ARG001

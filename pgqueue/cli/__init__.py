@@ -79,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - usage is told, the rest raised again
         return report_usage(error)
     return code if isinstance(code, int) else 0
 

@@ -10,7 +10,9 @@ from pgqueue.cli.options import Context, callback, command
 from pgqueue.cli.text import print_json
 
 app = typer.Typer(name="db")
-ForceOption = Annotated[bool, typer.Option("--force", help="Do it under other processes that use the server; their connections break.")]
+ForceOption = Annotated[
+    bool, typer.Option("--force", help="Do it under other processes that use the server; their connections break.")
+]
 
 
 @callback(app, invoke_without_command=True)

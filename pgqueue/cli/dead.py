@@ -10,16 +10,22 @@ from pgqueue.cli.jobs import BeforeOption, LimitOption, print_records
 from pgqueue.cli.options import Context, QueueFilter, TaskFilter, command, make_group
 from pgqueue.cli.text import print_json
 
-app = make_group("dead", "Dead letters: jobs whose attempts are used up. They stay until they are pruned, redriven or purged.")
+app = make_group(
+    "dead", "Dead letters: jobs whose attempts are used up. They stay until they are pruned, redriven or purged."
+)
 
 
 @command(app, "list")
 def list_dead(
-    context: Context, queue: QueueFilter = None, task: TaskFilter = None, limit: LimitOption = 50, before: BeforeOption = None
+    context: Context,
+    queue: QueueFilter = None,
+    task: TaskFilter = None,
+    limit: LimitOption = 50,
+    before: BeforeOption = None,
 ) -> None:
     """Print the dead letters, the newest id first."""
     with context.client() as client:
-        records = client.list(queue=queue, task=task, state="dead", before=before, limit=limit)
+        records = client.jobs(queue=queue, task=task, state="dead", before=before, limit=limit)
     print_records(context, records, empty="no dead letters")
 
 
@@ -28,7 +34,9 @@ def redrive(
     context: Context,
     queue: QueueFilter = None,
     task: TaskFilter = None,
-    limit: Annotated[int, typer.Option(min=1, max=1_000_000, metavar="N", help="Retry at most N, those that died first.")] = 1000,
+    limit: Annotated[
+        int, typer.Option(min=1, max=1_000_000, metavar="N", help="Retry at most N, those that died first.")
+    ] = 1000,
 ) -> None:
     """Retry dead letters with all their attempts, the oldest first."""
     with context.client() as client:

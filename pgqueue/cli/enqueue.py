@@ -40,36 +40,49 @@ def enqueue(
     context: Context,
     task: Annotated[
         str | None,
-        typer.Argument(metavar="[TASK]", help="The task's name. Default: echo, which a worker without --app runs."),
+        typer.Argument(metavar="TASK", help="The task's name. Default: echo, which a worker without --app runs."),
     ] = None,
     payload: Annotated[
-        str | None, typer.Option("--payload", "-p", metavar="JSON", help="Any JSON value; - reads it from stdin. Default: {}.")
+        str | None,
+        typer.Option("--payload", "-p", metavar="JSON", help="Any JSON value; - reads it from stdin. Default: {}."),
     ] = None,
     file: Annotated[
         str | None,
         typer.Option(
             "--file",
             metavar="FILE",
-            help="Enqueue each line of this file, all or none; - reads stdin. A line is a JSON object with the keys task, payload, "
-            "queue, priority, delay, run_at, max_attempts, timeout, unique_key, meta, each optional; if TASK is given, a line is "
-            "that task's payload.",
+            help="Enqueue each line of this file, all or none; - reads stdin. A line is a JSON object with the keys "
+            "task, payload, queue, priority, delay, run_at, max_attempts, timeout, unique_key, meta, each optional; "
+            "if TASK is given, a line is that task's payload.",
         ),
     ] = None,
-    queue: Annotated[str | None, typer.Option("--queue", "-q", metavar="NAME", help="Let the job wait in this queue. Default: default.")] = None,
-    priority: Annotated[
-        str | None, typer.Option(metavar="0-9", help="0 runs first, 9 last; or high (2), normal (5), low (8). Default: normal.")
+    queue: Annotated[
+        str | None,
+        typer.Option("--queue", "-q", metavar="NAME", help="Let the job wait in this queue. Default: default."),
     ] = None,
-    delay: Annotated[str | None, typer.Option(metavar="DURATION", help="Start this much later: 30s, 5m, 1h30m, 2d.")] = None,
+    priority: Annotated[
+        str | None,
+        typer.Option(metavar="0-9", help="0 runs first, 9 last; or high (2), normal (5), low (8). Default: normal."),
+    ] = None,
+    delay: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Start this much later: 30s, 5m, 1h30m, 2d.")
+    ] = None,
     run_at: Annotated[
-        str | None, typer.Option(metavar="TIME", help="Start at this time, which says its zone: 2030-01-31T09:00:00+01:00.")
+        str | None,
+        typer.Option(metavar="TIME", help="Start at this time, which says its zone: 2030-01-31T09:00:00+01:00."),
     ] = None,
     max_attempts: Annotated[
-        int | None, typer.Option(metavar="N", help="Runs before a failing job is dead, the first included. Default: 10.")
+        int | None,
+        typer.Option(metavar="N", help="Runs before a failing job is dead, the first included. Default: 10."),
     ] = None,
-    timeout: Annotated[str | None, typer.Option(metavar="DURATION", help="Longest run of one attempt: 30s, 5m.")] = None,
+    timeout: Annotated[
+        str | None, typer.Option(metavar="DURATION", help="Longest run of one attempt: 30s, 5m.")
+    ] = None,
     unique_key: Annotated[
         str | None,
-        typer.Option(metavar="KEY", help="At most one live job has this key; the id of that one is printed if there is one."),
+        typer.Option(
+            metavar="KEY", help="At most one live job has this key; the id of that one is printed if there is one."
+        ),
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, metavar="N", help="Enqueue it N times, all or none.")] = None,
     app: AppOption = None,
@@ -85,8 +98,8 @@ def enqueue(
     if file is not None and (payload is not None or count is not None):
         raise InvalidJobError("--file goes with neither --payload nor --count")
     options = {
-        "queue": queue, "priority": priority, "delay": delay, "run_at": _parse_time(run_at), "max_attempts": max_attempts,
-        "timeout": timeout, "unique_key": unique_key,
+        "queue": queue, "priority": priority, "delay": delay, "run_at": _parse_time(run_at),
+        "max_attempts": max_attempts, "timeout": timeout, "unique_key": unique_key,
     }  # fmt: skip
     own = _import(context, app)
     make = _maker(own, {name: value for name, value in options.items() if value is not None})
@@ -96,7 +109,10 @@ def enqueue(
         with _bar(total, long=total >= _LONG_COUNT) as advance:
             ids = _enqueue(context, own, _repeat(spec, total, advance))
     else:
-        with _opened(file) as lines, _bar(_size(lines), long=_size(lines) is None or (_size(lines) or 0) >= _LONG_FILE) as advance:
+        with (
+            _opened(file) as lines,
+            _bar(_size(lines), long=_size(lines) is None or (_size(lines) or 0) >= _LONG_FILE) as advance,
+        ):
             ids = _enqueue(context, own, _read(lines, task, make, advance))
     if context.json:
         print_json({"job_id": ids[0]} if file is None and count is None else {"job_ids": ids})
@@ -133,7 +149,7 @@ def _maker(own: App | None, defaults: dict[str, Any]) -> Callable[[str, str | by
 
 
 def _enqueue(context: Context, own: App | None, specs: Iterator[JobSpec]) -> list[int]:
-    """In one transaction, so that a bad line leaves nothing; the first job is made before anything is asked of a server."""
+    """In one transaction, so that a bad line leaves nothing. The first job is made before a server is asked anything."""
     from pgqueue.app import App  # noqa: PLC0415
 
     first = next(specs, None)
@@ -182,7 +198,7 @@ def _read(
         if line.strip():
             try:
                 if len(line) == _LONGEST_LINE:
-                    raise InvalidJobError(f"longer than {_LONGEST_LINE} bytes")  # noqa: TRY301 - named below
+                    raise InvalidJobError(f"longer than {_LONGEST_LINE} bytes")
                 yield make(task, line, {}) if task else _make_from_object(line, make)
             except PgqueueError as error:
                 raise InvalidJobError(f"line {number}: {error}") from error
@@ -219,7 +235,9 @@ def _parse_time(text: Any) -> datetime | None:
     except (TypeError, ValueError):
         time = None
     if time is None or time.tzinfo is None:
-        raise InvalidJobError(f"run_at must be a time with its zone, such as 2030-01-31T09:00:00+01:00 or …Z; not {text!r}")
+        raise InvalidJobError(
+            f"run_at must be a time with its zone, such as 2030-01-31T09:00:00+01:00 or …Z; not {text!r}"
+        )
     return time
 
 

@@ -49,7 +49,7 @@ def rendered(*, debug: bool) -> Iterator[None]:
         yield
     except (BrokenPipeError, typer.Exit, typer.Abort, typer.BadParameter):
         raise
-    except Exception as error:
+    except Exception as error:  # noqa: BLE001 - a command ends with a line, not with a traceback
         if debug:
             traceback.print_exc()
         say(_line(error))

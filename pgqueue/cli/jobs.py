@@ -15,10 +15,13 @@ if TYPE_CHECKING:
 
 app = make_group("job", "Look at jobs, take them back, run them again, wait for them.")
 
-JobIds = Annotated[list[int], typer.Argument(metavar="ID...", min=1, max=2**63 - 1, help="The ids of one or more jobs.")]
+JobIds = Annotated[
+    list[int], typer.Argument(metavar="ID...", min=1, max=2**63 - 1, help="The ids of one or more jobs.")
+]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, metavar="N", help="Print at most N.")]
 BeforeOption = Annotated[
-    int | None, typer.Option(min=1, max=2**63 - 1, metavar="ID", help="Go on below this id, the last one of the page before.")
+    int | None,
+    typer.Option(min=1, max=2**63 - 1, metavar="ID", help="Go on below this id, the last one of the page before."),
 ]
 
 
@@ -34,7 +37,11 @@ def show_job(context: Context, job_id: JobIdArgument) -> None:
     errors = facts.pop("errors")
     for name, value in facts.items():
         if value is not None and value != {}:
-            shown = compact(value, 10_000) if name in {"payload", "result", "progress", "meta"} else show(getattr(record, name))
+            shown = (
+                compact(value, 10_000)
+                if name in {"payload", "result", "progress", "meta"}
+                else show(getattr(record, name))
+            )
             typer.echo(f"{name:<16} {shown}")
     for error in errors:
         typer.echo(f"attempt {show(error.get('attempt'))} failed at {show(error.get('at'))}: {_told(error)}")
@@ -49,14 +56,17 @@ def list_jobs(
     task: TaskFilter = None,
     state: Annotated[
         str | None,
-        typer.Option(metavar="STATE", help="Only in this state: available, scheduled, retrying, running, completed, dead, cancelled."),
+        typer.Option(
+            metavar="STATE",
+            help="Only in this state: available, scheduled, retrying, running, completed, dead, cancelled.",
+        ),
     ] = None,
     limit: LimitOption = 50,
     before: BeforeOption = None,
 ) -> None:
     """Print jobs, the newest first."""
     with context.client() as client:
-        records = client.list(queue=queue, task=task, state=state, before=before, limit=limit)
+        records = client.jobs(queue=queue, task=task, state=state, before=before, limit=limit)
     print_records(context, records, empty="no such jobs")
 
 
@@ -77,7 +87,8 @@ def wait(
     context: Context,
     job_id: JobIdArgument,
     timeout: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Give up after this long; the job goes on. Default: wait for ever.")
+        str | None,
+        typer.Option(metavar="DURATION", help="Give up after this long; the job goes on. Default: wait for ever."),
     ] = None,
 ) -> None:
     """Wait until a job has ended and print its result; exits with 1 if it is dead, cancelled, or not done in time."""
@@ -112,8 +123,8 @@ def print_records(context: Context, records: list[JobRecord], *, empty: str) -> 
 def _row(record: JobRecord) -> tuple[Any, ...]:
     error = _told(record.errors[-1]) if record.errors else None
     return (
-        record.id, record.queue, record.task, record.state, record.priority, f"{record.attempt}/{record.max_attempts}", record.run_at,
-        record.finished_at, compact(record.payload), error,
+        record.id, record.queue, record.task, record.state, record.priority, f"{record.attempt}/{record.max_attempts}",
+        record.run_at, record.finished_at, compact(record.payload), error,
     )  # fmt: skip
 
 

@@ -54,5 +54,7 @@ def _import(name: str) -> Any:
 
 
 def _apps_in(module: Any, kind: type) -> str:
-    names = [name for name, value in vars(module).items() if isinstance(value, kind)] if hasattr(module, "__dict__") else []
+    names = (
+        [name for name, value in vars(module).items() if isinstance(value, kind)] if hasattr(module, "__dict__") else []
+    )
     return f"; there is: {', '.join(names)}" if names else ""

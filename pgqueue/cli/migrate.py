@@ -23,7 +23,9 @@ def register(app: typer.Typer) -> None:
 
 def migrate(
     context: Context,
-    sql: Annotated[bool, typer.Option("--sql", help="Print the SQL for an empty database instead; connects to nothing.")] = False,
+    sql: Annotated[
+        bool, typer.Option("--sql", help="Print the SQL for an empty database instead; connects to nothing.")
+    ] = False,
     to: Annotated[
         str, typer.Option(metavar="REVISION", help="Go up or down to this revision: head, base, -1, or its number.")
     ] = "head",

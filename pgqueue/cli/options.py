@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -23,7 +24,8 @@ DsnOption = Annotated[
     str | None,
     typer.Option(
         metavar="DSN",
-        help="Use this PostgreSQL (URI or libpq string). Default: PGQUEUE_DSN, else DATABASE_URL, else the embedded server.",
+        help="Use this PostgreSQL (URI or libpq string). "
+        "Default: PGQUEUE_DSN, else DATABASE_URL, else the embedded server.",
     ),
 ]
 SchemaOption = Annotated[
@@ -75,7 +77,7 @@ class Context:
         said = {
             field.name: getattr(loaded, field.name)
             for field in fields(Settings)
-            if given.get(field.name) is not None or _is_set(_from_environment(field.name))
+            if given.get(field.name) is not None or _is_set(_from_environment(field.name, os.environ))
         }
         return _checked(replace(base, **said))
 
@@ -163,7 +165,9 @@ def _with_shared_options(function: Callable[..., None]) -> Callable[..., None]:
     del run.__wrapped__  # type: ignore[attr-defined]
     own = dict(list(inspect.signature(function, eval_str=True).parameters.items())[1:])
     shown = [parameter.replace(kind=_KEYWORD) for name, parameter in own.items() if name != "ctx"]
-    shared = [inspect.Parameter(name, _KEYWORD, annotation=kind, default=default) for name, (kind, default) in _SHARED.items()]
+    shared = [
+        inspect.Parameter(name, _KEYWORD, annotation=kind, default=default) for name, (kind, default) in _SHARED.items()
+    ]
     parameters = [inspect.Parameter("ctx", _KEYWORD, annotation=typer.Context), *shown, *shared]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

@@ -64,8 +64,8 @@ def purge(
 @command(app)
 def retention(
     context: Context,
-    state: Annotated[str | None, typer.Argument(metavar="[OUTCOME]", help="completed, dead or cancelled.")] = None,
-    keep: Annotated[str | None, typer.Argument(metavar="[DURATION]", help="Keep them this long: 12h, 7d.")] = None,
+    state: Annotated[str | None, typer.Argument(metavar="OUTCOME", help="completed, dead or cancelled.")] = None,
+    keep: Annotated[str | None, typer.Argument(metavar="DURATION", help="Keep them this long: 12h, 7d.")] = None,
 ) -> None:
     """Print how long ended jobs are kept in history, or set it for one outcome; it holds for all queues."""
     from pgqueue.errors import InvalidJobError  # noqa: PLC0415
@@ -84,7 +84,18 @@ def retention(
 
 def print_queues(queues: list[QueueStats]) -> None:
     """The queues as a table."""
-    columns = ("queue", "paused", "available", "scheduled", "retrying", "running", "completed", "dead", "cancelled", "oldest ready (s)")
+    columns = (
+        "queue",
+        "paused",
+        "available",
+        "scheduled",
+        "retrying",
+        "running",
+        "completed",
+        "dead",
+        "cancelled",
+        "oldest ready (s)",
+    )
     print_table(columns, [tuple(asdict(queue).values()) for queue in queues], empty="no queues yet")
 
 

@@ -42,11 +42,13 @@ def stats(context: Context) -> None:
     alive = [record for record in records if record.alive]
     slots, running = sum(record.slots for record in alive), sum(record.running for record in alive)
     if context.json:
-        print_json({
-            "queues": [asdict(queue) for queue in queues],
-            "totals": totals,
-            "workers": {"alive": len(alive), "slots": slots, "running": running},
-        })
+        print_json(
+            {
+                "queues": [asdict(queue) for queue in queues],
+                "totals": totals,
+                "workers": {"alive": len(alive), "slots": slots, "running": running},
+            }
+        )
         return
     print_queues(queues)
     typer.echo("jobs: " + ", ".join(f"{count} {state}" for state, count in totals.items()))

@@ -37,7 +37,7 @@ def print_json(value: Any) -> None:
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty: str) -> None:
-    """A table on stdout, as wide as the terminal, or as wide as it needs to be in a pipe; ``empty`` if it has no row."""
+    """A table on stdout, as wide as the terminal, in a pipe as wide as it needs to be; ``empty`` if it has no row."""
     rows = list(rows)
     if not rows:
         typer.echo(empty)
@@ -56,7 +56,7 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, empty:
     Console(width=None if sys.stdout.isatty() else _WHOLE, highlight=False).print(table)
 
 
-def show(value: Any) -> str:
+def show(value: Any) -> str:  # noqa: PLR0911 - a case per kind
     """A value as a person reads it."""
     if value is None:
         return "-"

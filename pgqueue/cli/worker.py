@@ -33,31 +33,60 @@ def worker(
     context: Context,
     app: AppOption = None,
     queues: Annotated[
-        str | None, typer.Option("--queues", "-q", metavar="A,B", help="Take jobs from these queues. Default: those of the app's tasks.")
+        str | None,
+        typer.Option(
+            "--queues", "-q", metavar="A,B", help="Take jobs from these queues. Default: those of the app's tasks."
+        ),
     ] = None,
-    slots: Annotated[int | None, typer.Option(metavar="N", help="Run at most N jobs at the same time in each process. Default: SLOTS, else 50.")] = None,
-    processes: Annotated[int, typer.Option(min=1, max=_MOST_PROCESSES, metavar="N", help="Start N such processes, and restart any that dies.")] = 1,
+    slots: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Run at most N jobs at the same time in each process. Default: SLOTS, else 50."),
+    ] = None,
+    processes: Annotated[
+        int,
+        typer.Option(
+            min=1, max=_MOST_PROCESSES, metavar="N", help="Start N such processes, and restart any that dies."
+        ),
+    ] = 1,
     lease: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Hold a job this long without a renewal. Default: LEASE_DURATION, else 30s.")
+        str | None,
+        typer.Option(
+            metavar="DURATION", help="Hold a job this long without a renewal. Default: LEASE_DURATION, else 30s."
+        ),
     ] = None,
     poll: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Look for jobs at least this often when idle. Default: POLL_INTERVAL, else 1s.")
+        str | None,
+        typer.Option(
+            metavar="DURATION", help="Look for jobs at least this often when idle. Default: POLL_INTERVAL, else 1s."
+        ),
     ] = None,
     shutdown_timeout: Annotated[
-        str | None, typer.Option(metavar="DURATION", help="Wait this long for running jobs when told to stop. Default: SHUTDOWN_TIMEOUT, else 30s.")
+        str | None,
+        typer.Option(
+            metavar="DURATION",
+            help="Wait this long for running jobs when told to stop. Default: SHUTDOWN_TIMEOUT, else 30s.",
+        ),
     ] = None,
     exec_: Annotated[
         str | None,
         typer.Option(
             "--exec",
             metavar="COMMAND",
-            help="Run this shell command for every job of any task: payload on stdin, facts in PGQUEUE_JOB_ID, _TASK, _QUEUE, _ATTEMPT, "
-            "_MAX_ATTEMPTS, _META. Exit 0 completes with stdout as the result, 75 snoozes (60s, or the duration on stdout), "
-            "any other status fails with the end of stderr.",
+            help="Run this shell command for every job of any task: payload on stdin, facts in "
+            "PGQUEUE_JOB_ID, _TASK, _QUEUE, _ATTEMPT, _MAX_ATTEMPTS, _META. Exit 0 completes with stdout as the result, "
+            "75 snoozes (60s, or the duration on stdout), any other status fails with the end of stderr.",
         ),
     ] = None,
-    name: Annotated[str | None, typer.Option(metavar="NAME", help="Call the worker this in logs and lists. Default: host, pid and a random part.")] = None,
-    log_format: Annotated[str | None, typer.Option(metavar="text|json", help="Write logs (to stderr) like this. Default: LOG_FORMAT, else text.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="Call the worker this in logs and lists. Default: host, pid and a random part."
+        ),
+    ] = None,
+    log_format: Annotated[
+        str | None,
+        typer.Option(metavar="text|json", help="Write logs (to stderr) like this. Default: LOG_FORMAT, else text."),
+    ] = None,
 ) -> None:
     """Run jobs until SIGTERM or Ctrl-C; a second one gives unfinished jobs back at once.
 
@@ -75,7 +104,7 @@ def worker(
         "log_format": log_format or ("json" if context.json else None),
     }  # fmt: skip
     chosen = _split(queues)
-    own = _app(context, app, given)
+    own = _app(context, app, given, for_command=exec_ is not None)
     configure_logging(own.settings.log_format, logging.DEBUG if context.debug else logging.INFO)
     settings = _wait_until_ready(own.settings)
     if processes > 1:
@@ -101,8 +130,12 @@ def _run(worker: Worker) -> int:
     return run_worker(worker)
 
 
-def _app(context: Context, where: str | None, given: dict[str, Any]) -> App:
-    """The app named with --app under our settings, else one with the built-in tasks."""
+def _app(context: Context, where: str | None, given: dict[str, Any], *, for_command: bool) -> App:
+    """The app named with --app under our settings; else one with the built-in tasks, or with none for --exec."""
+    if for_command:
+        from pgqueue.app import App  # noqa: PLC0415
+
+        return App(settings=context.settings(**given))
     if where is None:
         from pgqueue.builtin import make_builtin_app  # noqa: PLC0415
 
@@ -112,7 +145,9 @@ def _app(context: Context, where: str | None, given: dict[str, Any]) -> App:
 
     own = load_app(where)
     if not own.tasks:
-        raise SettingsError(f"--app {where}: it has no tasks; import the modules that define them where the app is made")
+        raise SettingsError(
+            f"--app {where}: it has no tasks; import the modules that define them where the app is made"
+        )
     own.configure(context.settings_over(own.settings, **given))
     return own
 
@@ -126,7 +161,11 @@ def _wait_until_ready(settings: Settings) -> Settings:
         try:
             return ready(settings)
         except DatabaseUnreachableError as error:
-            log.warning("the database can't be reached; next try in %.0f s", pause, extra={"error": " ".join(str(error).split())})
+            log.warning(
+                "the database can't be reached; next try in %.0f s",
+                pause,
+                extra={"error": " ".join(str(error).split())},
+            )
             time.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311 - not all workers at once
             pause = min(pause * 2, _SLOWEST_TRY)
 
@@ -141,10 +180,13 @@ def _supervise(context: Context, settings: Settings, processes: int, words: list
     raise typer.Exit(supervise([sys.executable, "-m", "pgqueue", "worker", *shared, *words], processes))
 
 
-def _words(app: str | None, queues: str | None, exec_: str | None, name: str | None, given: dict[str, Any]) -> list[str]:
+def _words(
+    app: str | None, queues: str | None, exec_: str | None, name: str | None, given: dict[str, Any]
+) -> list[str]:
     options = {
-        "--app": app, "--queues": queues, "--exec": exec_, "--name": name, "--slots": given["slots"], "--lease": given["lease_duration"],
-        "--poll": given["poll_interval"], "--shutdown-timeout": given["shutdown_timeout"], "--log-format": given["log_format"],
+        "--app": app, "--queues": queues, "--exec": exec_, "--name": name, "--slots": given["slots"],
+        "--lease": given["lease_duration"], "--poll": given["poll_interval"],
+        "--shutdown-timeout": given["shutdown_timeout"], "--log-format": given["log_format"],
     }  # fmt: skip
     return [f"{option}={value}" for option, value in options.items() if value is not None]
 

@@ -10,6 +10,7 @@ psycopg opens the connection; after that it is driven through libpq's non-blocki
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
@@ -34,7 +35,13 @@ class Bell:
     """Wakes the claimer. ``rung`` is set when a job may wait; ``cancelled`` is called with the id of a running job."""
 
     def __init__(
-        self, dsn: Callable[[], str], schema: str, queues: list[str], cancelled: Callable[[int], None], *, silent: bool = False
+        self,
+        dsn: Callable[[], str],
+        schema: str,
+        queues: list[str],
+        cancelled: Callable[[int], None],
+        *,
+        silent: bool = False,
     ) -> None:
         self._dsn = dsn
         self._schema = schema
@@ -99,7 +106,9 @@ class Bell:
         cursor = await connection.execute("SELECT pg_backend_pid()")
         (pid,) = await cursor.fetchone() or (0,)
         if is_pooled(connection, pid):
-            log.warning("a pooler stands before PostgreSQL: no NOTIFY, polling; set PGQUEUE_LISTEN_DSN to a direct address")
+            log.warning(
+                "a pooler stands before PostgreSQL: no NOTIFY, polling; set PGQUEUE_LISTEN_DSN to a direct address"
+            )
             return False
         connection.pgconn.nonblocking = 1
         self._connection = connection
@@ -113,10 +122,8 @@ class Bell:
         connection, self._connection = self._connection, None
         self.up = self.armed = False
         if connection is not None:
-            try:
+            with contextlib.suppress(*LOST):  # libpq may have closed the socket already
                 asyncio.get_running_loop().remove_reader(connection.fileno())
-            except LOST:
-                pass  # libpq has closed the socket already
         while self._answers:
             answer = self._answers.popleft()
             if not answer.done():
@@ -153,7 +160,7 @@ class Bell:
                 elif result.status == pq.ExecStatus.TUPLES_OK and result.ntuples:
                     self._row = [result.get_value(0, column) for column in range(result.nfields)]
                 elif result.status == pq.ExecStatus.FATAL_ERROR:
-                    raise ConnectionError(result.error_message.decode(errors="replace"))  # noqa: TRY301
+                    raise ConnectionError(result.error_message.decode(errors="replace"))
             while (notification := pgconn.notifies()) is not None:
                 self._hear(notification.relname, notification.extra)
         except LOST as error:

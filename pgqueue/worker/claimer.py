@@ -195,7 +195,9 @@ class Claimer:
         pause *= random.uniform(0.8, 1)  # noqa: S311 - so that workers do not look together
         lanes = self.marks.lanes(full=True, turn=0)
         try:
-            due = await self._link.run(statements.next_due(lanes.queues, lanes.priorities, self._tasks, schema=self._schema))
+            due = await self._link.run(
+                statements.next_due(lanes.queues, lanes.priorities, self._tasks, schema=self._schema)
+            )
         except (psycopg.Error, OSError):
             due = None
         if due is not None:

@@ -114,7 +114,7 @@ async def _end_group(group: int, process: _Process) -> None:
     try:
         if _signal(group, signal.SIGTERM):
             deadline = time.monotonic() + GRACE
-            while time.monotonic() < deadline and _signal(group, 0):
+            while time.monotonic() < deadline and _signal(group, 0):  # noqa: ASYNC110 - the kernel has no event for it
                 await asyncio.sleep(_LOOK)
     finally:
         _signal(group, signal.SIGKILL)
@@ -169,7 +169,10 @@ class _Head:
     def result(self) -> Any:
         """JSON if it is JSON, else text; None if there is nothing."""
         if self.size > MAX_RESULT_BYTES:
-            return {"note": f"stdout of {self.size} bytes is over the limit of {MAX_RESULT_BYTES}", "start": self.text()[:_SHOWN_OUTPUT]}
+            return {
+                "note": f"stdout of {self.size} bytes is over the limit of {MAX_RESULT_BYTES}",
+                "start": self.text()[:_SHOWN_OUTPUT],
+            }
         if not self.kept.strip():
             return None
         try:
@@ -195,8 +198,8 @@ class _Tail:
 def _environment() -> dict[str, str]:
     job = current_job()
     facts = {
-        "JOB_ID": job.id, "TASK": job.task, "QUEUE": job.queue, "ATTEMPT": job.attempt, "MAX_ATTEMPTS": job.max_attempts,
-        "META": orjson.dumps(job.meta).decode(),
+        "JOB_ID": job.id, "TASK": job.task, "QUEUE": job.queue, "ATTEMPT": job.attempt,
+        "MAX_ATTEMPTS": job.max_attempts, "META": orjson.dumps(job.meta).decode(),
     }  # fmt: skip
     return {**os.environ, **{f"PGQUEUE_{name}": str(value) for name, value in facts.items()}}
 
@@ -209,7 +212,11 @@ def _snooze(output: _Head) -> timedelta | str:
 
 
 def _failure(status: int, errors: _Tail) -> str:
-    how = f"the command ended with status {status}" if status > 0 else f"the command was killed by {_signal_name(-status)}"
+    how = (
+        f"the command ended with status {status}"
+        if status > 0
+        else f"the command was killed by {_signal_name(-status)}"
+    )
     said = errors.text()
     return f"{how}: {said}" if said else f"{how} and said nothing on stderr"
 

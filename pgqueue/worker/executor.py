@@ -7,6 +7,7 @@ outcome goes to the finisher. Exactly one outcome per run, whatever its handler 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import heapq
 import logging
 import threading
@@ -15,9 +16,9 @@ from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
+from pgqueue.durations import parse_duration
 from pgqueue.errors import Cancel, Dead, HandlerCrashedError, JobTimeoutError, Retry, Snooze, UnknownTaskError
 from pgqueue.handle import Job
-from pgqueue.durations import parse_duration
 from pgqueue.outcome import COMPLETED, RELEASED, Outcome, completed, describe_error, error_json
 from pgqueue.run import Run, current_run
 from pgqueue.worker.process import ChildPool
@@ -231,7 +232,7 @@ class Executor:
 
     # -- what an exception means -------------------------------------------------------------------------------------
 
-    def _failed(self, run: Run, task: Task[Any, Any] | None, error: BaseException) -> Outcome:
+    def _failed(self, run: Run, task: Task[Any, Any] | None, error: BaseException) -> Outcome:  # noqa: PLR0911
         """The outcome of a run that raised."""
         if run.landed:
             log.warning("the handler failed after its transaction had completed the job: %r", error, extra=run.facts())
@@ -253,7 +254,9 @@ class Executor:
             return Outcome("retry", error=text, delay=_seconds(error.delay))
         policy = task.backoff_for(error) if task is not None else None
         delay = policy.delay(run.attempt) if policy is not None else None
-        return Outcome("dead", error=text) if delay is None else Outcome("retry", error=text, delay=delay.total_seconds())
+        return (
+            Outcome("dead", error=text) if delay is None else Outcome("retry", error=text, delay=delay.total_seconds())
+        )
 
     # -- coroutines --------------------------------------------------------------------------------------------------
 
@@ -404,10 +407,8 @@ async def _swallow_cancellation(me: asyncio.Task[None]) -> None:
     """A cancellation meant for the handler that has just ended must not hit the next one in this slot."""
     while me.cancelling():
         me.uncancel()
-    try:
+    with contextlib.suppress(asyncio.CancelledError):
         await asyncio.sleep(0)
-    except asyncio.CancelledError:
-        pass
 
 
 def _seconds(delay: Any) -> float:

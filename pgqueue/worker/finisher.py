@@ -30,8 +30,8 @@ Landing = tuple[int, int, Outcome]
 class Finisher:
     """Takes outcomes from the executor and writes them. Nothing is dropped until the database has answered."""
 
-    def __init__(self, link: Link, hand: Hand, schema: str, *, on_landed: Callable[[], None]) -> None:
-        self._on_landed = on_landed
+    def __init__(self, link: Link, hand: Hand, schema: str) -> None:
+        self.on_landed: Callable[[], None] = lambda: None
         self._link = link
         self._hand = hand
         self._schema = schema
@@ -60,7 +60,7 @@ class Finisher:
             if not self._waiting:
                 self._some.clear()
             await self._flush(batch)
-            self._on_landed()
+            self.on_landed()
             if not self._waiting:
                 self._empty.set()
 
@@ -69,7 +69,9 @@ class Finisher:
         try:
             await asyncio.wait_for(self._empty.wait(), _PATIENCE)
         except TimeoutError:
-            log.error("the database did not take %d outcomes in time; their leases will expire", len(self._waiting))
+            log.error(  # noqa: TRY400 - the time-out itself says nothing
+                "the database did not take %d outcomes in time; their leases will expire", len(self._waiting)
+            )
             return False
         return True
 
@@ -105,12 +107,16 @@ class Finisher:
         """The reply was lost, not necessarily the write: what history holds with our token has landed."""
         missing = set(lost)
         try:
-            found = await self._link.run(statements.landed([x for x in landings if (x[0], x[1]) in missing], schema=self._schema))
+            found = await self._link.run(
+                statements.landed([x for x in landings if (x[0], x[1]) in missing], schema=self._schema)
+            )
         except LOST:
             return []  # nobody can tell now; the rows can
         return [(job_id, token) for job_id, token in lost if job_id not in set(found)]
 
-    async def _land_one_by_one(self, landings: list[Landing], done: list[int], error: psycopg.Error) -> list[tuple[int, int]]:
+    async def _land_one_by_one(
+        self, landings: list[Landing], done: list[int], error: psycopg.Error
+    ) -> list[tuple[int, int]]:
         """One of them is not acceptable: the rest must land, and that one must say why."""
         if len(landings) > 1:
             lost: list[tuple[int, int]] = []
@@ -120,9 +126,12 @@ class Finisher:
         job_id, token, outcome = landings[0]
         reason = str(error).split("\n")[0]
         log.error("PostgreSQL refused the outcome of job %s: %s", job_id, reason)
-        refused = Outcome(outcome.verdict, None, error_json(0, type(error).__name__, f"the outcome was refused: {reason}"), outcome.delay)
+        refused = Outcome(
+            outcome.verdict,
+            None,
+            error_json(0, type(error).__name__, f"the outcome was refused: {reason}"),
+            outcome.delay,
+        )
         if outcome.result is None and outcome.error is not None and "the outcome was refused" in outcome.error:
             return []
         return await self._land([(job_id, token, refused)], done)
-
-

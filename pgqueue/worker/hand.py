@@ -44,7 +44,11 @@ class Hand:
     def closing(self, runs: list[Run]) -> list[int]:
         """The leases that have no other job left but these."""
         counts = Counter(run.token for run in runs)
-        return [token for token, count in counts.items() if token in self._batches and len(self._batches[token].runs) == count]
+        return [
+            token
+            for token, count in counts.items()
+            if token in self._batches and len(self._batches[token].runs) == count
+        ]
 
     def drop(self, runs: list[Run]) -> None:
         """Let these go: they have landed, or their lease is lost."""

@@ -20,17 +20,12 @@ log = logging.getLogger(__name__)
 
 # The engine's statements have one good plan each. These keep the planner from another one while its statistics
 # are those of an empty table, and from the caller's idea of a default isolation level.
-_PINNED: Final = "; ".join((
-    "SET enable_seqscan = off",
-    "SET enable_bitmapscan = off",
-    "SET enable_mergejoin = off",
-    "SET enable_nestloop = off",  # arrays of unknown length are taken for ten rows; a LATERAL has no other way anyhow
-    "SET plan_cache_mode = force_generic_plan",
-    "SET jit = off",
-    "SET default_transaction_isolation = 'read committed'",
-    "SET statement_timeout = 0",
-    "SET lock_timeout = 0",
-))  # fmt: skip
+PINNED: Final = """
+    SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_mergejoin = off;
+    SET enable_nestloop = off; -- an array of unknown length is taken for ten rows; a LATERAL has no other way anyhow
+    SET plan_cache_mode = force_generic_plan; SET jit = off;
+    SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0; SET lock_timeout = 0
+"""
 _LONGEST_PAUSE: Final = 30.0
 LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
 RETRYABLE: Final = (psycopg.errors.SerializationFailure, psycopg.errors.DeadlockDetected)
@@ -80,7 +75,7 @@ class Link:
         cursor = self._cursor
         assert cursor is not None  # noqa: S101
         try:
-            await cursor.execute(statement.sql, statement.params, prepare=self._prepare)  # type: ignore[call-overload]
+            await cursor.execute(statement.sql, statement.params, prepare=self._prepare)
             return statement.read(await cursor.fetchall() if cursor.description else [])
         except asyncio.CancelledError:
             await self.close()
@@ -103,4 +98,4 @@ class Link:
             self._prepare = False  # a session setting or a prepared statement would belong to somebody else
             connection.prepare_threshold = None
         else:
-            await connection.execute(_PINNED)
+            await connection.execute(PINNED)

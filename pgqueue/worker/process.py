@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _JOBS_PER_CHILD: Final = 1_000
 _SPAWN: Final = multiprocessing.get_context("spawn")
 
+
 class ChildPool:
     """The idle children of a worker. ``call`` runs in a thread of the executor."""
 
@@ -78,14 +79,23 @@ class _Child:
     def call(self, run: Run, task: Task[Any, Any]) -> Outcome:
         self._jobs += 1
         function = task.function
-        row = (run.priority, None, run.id, run.queue, run.task, run.payload, run.attempt, run.max_attempts, run.timeout, run.meta)
+        row = (
+            run.priority,
+            None,
+            run.id,
+            run.queue,
+            run.task,
+            run.payload,
+            run.attempt,
+            run.max_attempts,
+            run.timeout,
+            run.meta,
+        )
         try:
             self._pipe.send((function.__module__, function.__qualname__, task.arguments.raw, row, run.token))
             while True:
                 wait([self._pipe, self._process.sentinel])
-                if not self._pipe.poll():
-                    raise EOFError
-                kind, value = self._pipe.recv()
+                kind, value = self._pipe.recv() if self._pipe.poll() else _no_answer()
                 if kind == "progress":
                     run.tell(value)
                 elif kind == "landed":
@@ -197,13 +207,18 @@ def _flat(error: BaseException) -> tuple[bytes, str, str, str]:
 def _rebuilt(whole: bytes, name: str, message: str, trace: str) -> BaseException:
     """The child's exception; one that does not survive the way comes as a class of the same name."""
     try:
-        error = pickle.loads(whole)  # noqa: S301 - from our own child
+        error: Any = pickle.loads(whole)  # noqa: S301 - from our own child
         if not isinstance(error, BaseException):
             raise TypeError(name)  # noqa: TRY301
     except Exception:  # noqa: BLE001
         error = type(name, (Exception,), {})(message)
-    error.add_note(trace)
-    return error
+    rebuilt: BaseException = error
+    rebuilt.add_note(trace)
+    return rebuilt
+
+
+def _no_answer() -> tuple[str, Any]:
+    raise EOFError
 
 
 def _last_words(code: int | None) -> str:

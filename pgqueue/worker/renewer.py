@@ -68,10 +68,11 @@ class Renewer:
         batches = self._hand.older_than(self._third)
         if not batches:
             return
-        running = [run for batch in batches for run in list(batch.runs.values()) if not (run.ended or run.lost or run.landed)]
-        held = run_statement(self._open(), statements.renew(
-            [batch.token for batch in batches], [(run.id, run.token) for run in running], self._lease, schema=self._schema
-        ))  # fmt: skip
+        running = [
+            run for batch in batches for run in list(batch.runs.values()) if not (run.ended or run.lost or run.landed)
+        ]
+        tokens, pairs = [batch.token for batch in batches], [(run.id, run.token) for run in running]
+        held = run_statement(self._open(), statements.renew(tokens, pairs, self._lease, schema=self._schema))
         for batch in batches:
             batch.renewed_at = time.monotonic()
         for run in running:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -61,7 +61,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         import uvloop  # noqa: PLC0415 - the extra `speed`
     except ImportError:
         return None
-    return uvloop.new_event_loop  # type: ignore[no-any-return]
+    return cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)
 
 
 class _Supervisor:
@@ -111,7 +111,9 @@ class _Copy:
     def start(self) -> None:
         self._started = time.monotonic()
         self._process = subprocess.Popen(  # noqa: S603 - our own command line
-            self._command, start_new_session=True, preexec_fn=_die_with_parent if sys.platform == "linux" else None
+            self._command,
+            start_new_session=True,
+            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - we have no threads
         )
         self._start_at = 0.0
 

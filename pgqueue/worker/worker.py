@@ -135,8 +135,9 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self.hand = Hand(app)
         self._links = [Link(dsn, "claiming"), Link(dsn, "finishing")]
-        self.finisher = Finisher(self._links[1], self.hand, app.schema, on_landed=lambda: self.executor.hungry.set())
+        self.finisher = Finisher(self._links[1], self.hand, app.schema)
         self.executor = Executor(app, self.slots, self.finisher.add, catch_all=self._catch_all)
+        self.finisher.on_landed = self.executor.hungry.set
         self.bell = Bell(listen_dsn, app.schema, self.queues, self._on_cancel, silent=not self._with_bell)
         self.renewer = Renewer(
             dsn, self.hand, self.lease, app.schema,
@@ -176,8 +177,12 @@ class Worker:
         idle = asyncio.create_task(self.executor.idle.wait())
         hurry = asyncio.create_task(self._hurry.wait())
         if self.executor.running:
-            log.info("stopping: %d jobs are running, up to %gs", self.executor.running, self.shutdown_timeout.total_seconds())
-        await asyncio.wait([idle, hurry], timeout=self.shutdown_timeout.total_seconds(), return_when=asyncio.FIRST_COMPLETED)
+            log.info(
+                "stopping: %d jobs are running, up to %gs", self.executor.running, self.shutdown_timeout.total_seconds()
+            )
+        await asyncio.wait(
+            [idle, hurry], timeout=self.shutdown_timeout.total_seconds(), return_when=asyncio.FIRST_COMPLETED
+        )
         hurry.cancel()
         if not idle.done():
             self._gave_back = self.executor.abandon()
