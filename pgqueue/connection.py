@@ -15,7 +15,7 @@ import select
 import threading
 import weakref
 from contextlib import asynccontextmanager, contextmanager
-from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import psycopg
 from psycopg import conninfo
@@ -115,6 +115,13 @@ def _integration(connection: Any) -> Any:
         f"{type(connection).__name__} is no connection that pgqueue knows; give it a psycopg connection "
         "(sync for enqueue_sync, async for enqueue) or a SQLAlchemy Session, AsyncSession or Connection"
     )
+
+
+class Runner(Protocol):
+    """Whatever runs a statement in a transaction of its own."""
+
+    async def arun(self, statement: Statement[T]) -> T:
+        """Run it; answers what the statement reads."""
 
 
 class Database:

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 from pgqueue import statements
 
 if TYPE_CHECKING:
-    from pgqueue.connection import Database
+    from pgqueue.connection import Runner
 
 log = logging.getLogger(__name__)
 
 
-async def prune(database: Database, schema: str) -> list[str]:
+async def prune(database: Runner, schema: str) -> list[str]:
     """Create and drop partitions; answers what was done, empty when another worker is at it."""
     done = await database.arun(statements.prune(schema=schema))
     for line in done:

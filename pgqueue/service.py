@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 
@@ -16,14 +16,19 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+_AFTER_FAILURE: Final = 30.0
+
 
 async def every(seconds: float, body: Callable[[], Awaitable[object]], name: str) -> None:
     """Call ``body`` now and then every ``seconds`` (± 10 %), until cancelled; an error is logged, not fatal."""
     while True:
+        pause = seconds
         try:
             await body()
         except (DatabaseError, psycopg.Error, OSError) as error:
-            log.warning("%s failed, again in %.3gs: %s", name, seconds, str(error).strip().split("\n")[0])
+            pause = min(seconds, _AFTER_FAILURE)
+            log.warning("%s failed, again in %.3gs: %s", name, pause, str(error).strip().split("\n")[0])
         except Exception:
-            log.exception("%s failed, again in %.3gs", name, seconds)
-        await asyncio.sleep(seconds * random.uniform(0.9, 1.1))  # noqa: S311
+            pause = min(seconds, _AFTER_FAILURE)
+            log.exception("%s failed, again in %.3gs", name, pause)
+        await asyncio.sleep(pause * random.uniform(0.9, 1.1))  # noqa: S311

@@ -51,9 +51,11 @@ class Settings:
     def __post_init__(self) -> None:
         if not _SCHEMA_NAME.fullmatch(self.schema):
             raise SettingsError(f"schema {self.schema!r} must be a plain lower-case name of up to 48 characters")
-        for name, least in (("lease_duration", 1.0), ("lease_check_interval", 0.05), ("poll_interval", 0.01)):
-            if getattr(self, name).total_seconds() < least:
-                raise SettingsError(f"{name} must be at least {least:g}s")
+        for name, least, most in (
+            ("lease_duration", 1, 86_400), ("lease_check_interval", 0.05, 3_600), ("poll_interval", 0.01, 60)
+        ):  # fmt: skip
+            if not least <= getattr(self, name).total_seconds() <= most:
+                raise SettingsError(f"{name} must be {least:g} to {most:g} seconds")
         if not 1 <= self.slots <= 10_000:  # noqa: PLR2004
             raise SettingsError(f"slots must be 1 to 10000, not {self.slots}")
         if not 0 <= self.port <= 65535:  # noqa: PLR2004

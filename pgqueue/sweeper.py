@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from pgqueue import statements
 
 if TYPE_CHECKING:
-    from pgqueue.connection import Database
+    from pgqueue.connection import Runner
     from pgqueue.statements import Swept
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 _LEASES_PER_SWEEP: Final = 100
 
 
-async def sweep(database: Database, schema: str) -> list[Swept]:
+async def sweep(database: Runner, schema: str) -> list[Swept]:
     """Recover what expired leases held; answers the jobs that were moved."""
     swept: list[Swept] = []
     while True:

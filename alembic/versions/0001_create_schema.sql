@@ -255,8 +255,8 @@ BEGIN
         END LOOP;
     END IF;
     -- The body of pgqueue.ring, without the price of another call. A worker asleep looks ahead, so a job that is
-    -- due later than its longest sleep needs no bell.
-    IF due <= now() + interval '5 seconds' THEN
+    -- due later than its longest sleep (a minute) needs no bell.
+    IF due <= now() + interval '1 minute' THEN
         IF pg_try_advisory_lock(hashtextextended('pgqueue.bell ' || queue, 0)) THEN
             PERFORM pg_advisory_unlock(hashtextextended('pgqueue.bell ' || queue, 0));
         ELSIF pg_notification_queue_usage() < 0.5 THEN
@@ -330,7 +330,7 @@ BEGIN
         EXIT WHEN missing = 0;  -- else a holder finished between the two statements: its key is free, try again
     END LOOP;
     PERFORM pgqueue.ring(q.queue)
-    FROM (SELECT DISTINCT g.queue FROM unnest(given) g WHERE g.run_at <= now() + interval '5 seconds') q;
+    FROM (SELECT DISTINCT g.queue FROM unnest(given) g WHERE g.run_at <= now() + interval '1 minute') q;
     RETURN QUERY SELECT unnest(ids);
 END $$;
 

@@ -62,7 +62,7 @@ class Bell:
             connection = await connect(self._dsn, "the bell")
             try:
                 if not await self._listen(connection):
-                    return
+                    break
                 while not self._broken.is_set():
                     try:
                         await asyncio.wait_for(self._broken.wait(), _PING_EVERY)
@@ -74,6 +74,7 @@ class Bell:
             finally:
                 self._hang_up()
                 await connection.close()
+        await asyncio.Event().wait()  # no bell: polling is enough
 
     async def arm(self) -> bool:
         """Ask to be woken from now on; answers False when that can't be had now. Look once more after it."""

@@ -151,7 +151,7 @@ class Claimer:
         token = secrets.randbits(62) + 1
         lanes = self.marks.lanes(full=full, turn=self._turn)
         claim = statements.claim(lanes, self._tasks, limit, token, self._lease, self._worker, schema=self._schema)
-        rows = await self._link.run(claim)
+        rows = await self._link.arun(claim)
         ended = time.monotonic()
         if full:
             self._full_scan_cost = ended - began
@@ -195,7 +195,7 @@ class Claimer:
         pause *= random.uniform(0.8, 1)  # noqa: S311 - so that workers do not look together
         lanes = self.marks.lanes(full=True, turn=0)
         try:
-            due = await self._link.run(
+            due = await self._link.arun(
                 statements.next_due(lanes.queues, lanes.priorities, self._tasks, schema=self._schema)
             )
         except (psycopg.Error, OSError):

@@ -299,6 +299,8 @@ class Executor:
         current_run.set(run)
         run.cancel_hook = me.cancel
         try:
+            if run.cancelled:
+                raise asyncio.CancelledError  # noqa: TRY301 - it was cancelled on its way to this slot
             arguments = task.arguments
             kwargs = arguments.load(run.payload)
             if arguments.job_parameter is not None:
@@ -340,6 +342,8 @@ class Executor:
     def _call_handler(self, run: Run, task: Task[Any, Any]) -> Outcome:
         current_run.set(run)
         try:
+            if run.cancelled or run.ended:
+                raise asyncio.CancelledError  # noqa: TRY301 - it was cancelled or abandoned on its way to this thread
             if task.kind == "process":
                 return self._children.call(run, task)
             arguments = task.arguments

@@ -90,7 +90,7 @@ class Finisher:
         pause, uncertain = 0.05, False
         while True:
             try:
-                lost = await self._link.run(statements.finish(landings, done, schema=self._schema))
+                lost = await self._link.arun(statements.finish(landings, done, schema=self._schema))
             except RETRYABLE:
                 await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
             except LOST as error:
@@ -107,7 +107,7 @@ class Finisher:
         """The reply was lost, not necessarily the write: what history holds with our token has landed."""
         missing = set(lost)
         try:
-            found = await self._link.run(
+            found = await self._link.arun(
                 statements.landed([x for x in landings if (x[0], x[1]) in missing], schema=self._schema)
             )
         except LOST:

@@ -53,6 +53,7 @@ class Link:
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._cursor: psycopg.AsyncCursor[Any] | None = None
         self._prepare: bool | None = True
+        self._lock = asyncio.Lock()
 
     async def open(self) -> None:
         """Connect if there is no connection; returns only with one."""
@@ -68,8 +69,12 @@ class Link:
                 self._connection = connection
                 self._cursor = connection.cursor(binary=True)
 
-    async def run(self, statement: Statement[T]) -> T:
+    async def arun(self, statement: Statement[T]) -> T:
         """Run one statement in its own transaction, connecting first if needed."""
+        async with self._lock:
+            return await self._run(statement)
+
+    async def _run(self, statement: Statement[T]) -> T:
         if self._cursor is None:
             await self.open()
         cursor = self._cursor

@@ -53,7 +53,10 @@ async def _under_signals(worker: Worker) -> int:
 
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal)
-    return 0 if await worker.run() else 1
+    try:
+        return 0 if await worker.run() else 1
+    finally:
+        await worker.app.aclose()
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

@@ -10,9 +10,11 @@ import secrets
 import socket
 from typing import TYPE_CHECKING, Any, Final
 
+import psycopg
+
 from pgqueue import statements
 from pgqueue.connection import connection_string
-from pgqueue.errors import PgqueueError, SettingsError
+from pgqueue.errors import SettingsError
 from pgqueue.job import DEFAULT_QUEUE, MAX_NAME_LENGTH, check_text
 from pgqueue.pruner import prune
 from pgqueue.service import every
@@ -134,7 +136,7 @@ class Worker:
 
         self._loop = asyncio.get_running_loop()
         self.hand = Hand(app)
-        self._links = [Link(dsn, "claiming"), Link(dsn, "finishing")]
+        self._links = [Link(dsn, "claiming"), Link(dsn, "finishing"), Link(dsn, "sweeping")]
         self.finisher = Finisher(self._links[1], self.hand, app.schema)
         self.executor = Executor(app, self.slots, self.finisher.add, catch_all=self._catch_all)
         self.finisher.on_landed = self.executor.hungry.set
@@ -169,7 +171,6 @@ class Worker:
         await self._sign_off()
         for link in self._links:
             await link.close()
-        await self.app.database.aclose()
         return clean and landed
 
     async def _run_out(self) -> bool:
@@ -202,13 +203,13 @@ class Worker:
         self.executor.tick()
 
     async def _sweep(self) -> None:
-        await sweep(self.app.database, self.app.schema)
+        await sweep(self._links[2], self.app.schema)
 
     async def _prune(self) -> None:
-        await prune(self.app.database, self.app.schema)
+        await prune(self._links[2], self.app.schema)
 
     async def _heartbeat(self) -> None:
-        clock = await self.app.database.arun(statements.heartbeat(
+        clock = await self._links[2].arun(statements.heartbeat(
             self.name, socket.gethostname(), os.getpid(), self.queues, self.slots, self.executor.running,
             importlib.metadata.version("pgqueue"), self._stopping.is_set(), schema=self.app.schema,
         ))  # fmt: skip
@@ -216,8 +217,8 @@ class Worker:
 
     async def _sign_off(self) -> None:
         try:
-            await asyncio.wait_for(self.app.database.arun(statements.sign_off(self.name, schema=self.app.schema)), 2)
-        except (PgqueueError, TimeoutError):
+            await asyncio.wait_for(self._links[2].arun(statements.sign_off(self.name, schema=self.app.schema)), 2)
+        except (psycopg.Error, OSError, TimeoutError):
             log.debug("could not sign off; the row will be forgotten in a day")
 
 
