@@ -67,7 +67,7 @@ def dump_result(value: Any) -> str:
     """JSON text of a result. Never fails: completion must not depend on what a handler returns."""
     try:
         data = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS, default=_default)
-    except (TypeError, ValueError, RecursionError) as error:
+    except Exception as error:  # noqa: BLE001 - whatever a user's class does when it is looked at
         text = _clean(_safe_repr(value))
         return _storable(orjson.dumps({"note": f"not JSON: {error}", "repr": _cut(text, MAX_MESSAGE)}))
     if len(data) > MAX_RESULT_BYTES:

@@ -43,6 +43,7 @@ _PATIENCE: Final = 20.0  # seconds, for anything that the story waits for
 _LOOK: Final = 0.02
 _LATE: Final = 1.0  # seconds: guarantee 9
 _SECOND: Final = 2  # attempt
+_MIDDLE: Final = 0.3  # of the long job, when its worker is killed
 
 
 class StoryError(PgqueueError):
@@ -146,7 +147,8 @@ def _migrate(teller: Teller, settings: Settings) -> None:
     dsn = settings.resolve_dsn()
     migrate(dsn, schema=settings.schema)
     teller.say(
-        f"migrated a schema of its own, [b]{settings.schema}[/b], in {time.monotonic() - begin:.2f} s; it is dropped at the end"
+        f"migrated a schema of its own, [b]{settings.schema}[/b], in {time.monotonic() - begin:.2f} s; "
+        "it is dropped at the end"
     )
     teller.check(
         "the schema is the one that this pgqueue needs",
@@ -225,7 +227,8 @@ def _retry_and_schedule(teller: Teller, app: App) -> list[int]:
     error = failed.errors[0]
     wait = (failed.run_at - datetime.now(UTC)).total_seconds()
     teller.say(
-        f"job {flaky.id}: attempt 1 failed with {error['type']}: {error['message']}; {failed.state}, again in {wait:.1f} s"
+        f"job {flaky.id}: attempt 1 failed with {error['type']}: {error['message']}; "
+        f"{failed.state}, again in {wait:.1f} s"
     )
     again, reminded = _finished(app, [flaky.id, later.id])
     teller.say(
@@ -314,7 +317,8 @@ def _drain(teller: Teller, app: App, staff: Staff) -> None:
     teller.measured["enqueued_per_second"] = round(NOOPS / filled)
     teller.measured["drained_per_second"] = round(NOOPS / took)
     teller.say(
-        f"drained by {len(staff.alive)} processes in {took:.2f} s: [b]{NOOPS / took:,.0f} jobs a second[/b], committed durably"
+        f"drained by {len(staff.alive)} processes in {took:.2f} s: "
+        f"[b]{NOOPS / took:,.0f} jobs a second[/b], committed durably"
     )
     teller.check(f"all {NOOPS:,} completed, once", done == NOOPS)
 
@@ -342,7 +346,7 @@ def _when(value: T, holds: Callable[[T], bool]) -> T | None:
 
 
 def _under_way(record: JobRecord) -> bool:
-    return record.state == "running" and record.worker is not None and bool(record.progress)
+    return record.state == "running" and (record.progress or {}).get("value", 0) >= _MIDDLE
 
 
 def _started(record: JobRecord) -> datetime:
@@ -532,6 +536,7 @@ class Teller:
             )
             return
         self._console.print(
-            f"\n[bold green]All {len(self.checks)} checks hold[/bold green], {self.elapsed:.1f} s in all; nothing is left running."
+            f"\n[bold green]All {len(self.checks)} checks hold[/bold green], {self.elapsed:.1f} s in all; "
+            "nothing is left running."
         )
         self._console.print("Next: pgq enqueue --payload '{\"a\": 1}'   then: pgq worker   and: pgq stats")

@@ -104,7 +104,7 @@ def enqueue(
     own = _import(context, app)
     make = _maker(own, {name: value for name, value in options.items() if value is not None})
     if file is None:
-        spec = make(task or DEFAULT_TASK, _stdin() if payload == "-" else payload, {})
+        spec = make(DEFAULT_TASK if task is None else task, _stdin() if payload == "-" else payload, {})
         total = count or 1
         with _bar(total, long=total >= _LONG_COUNT) as advance:
             ids = _enqueue(context, own, _repeat(spec, total, advance))
@@ -149,7 +149,7 @@ def _maker(own: App | None, defaults: dict[str, Any]) -> Callable[[str, str | by
 
 
 def _enqueue(context: Context, own: App | None, specs: Iterator[JobSpec]) -> list[int]:
-    """In one transaction, so that a bad line leaves nothing. The first job is made before a server is asked anything."""
+    """In one transaction, so that a bad line leaves nothing. The first job is made before any server is asked."""
     from pgqueue.app import App  # noqa: PLC0415
 
     first = next(specs, None)
@@ -199,7 +199,7 @@ def _read(
             try:
                 if len(line) == _LONGEST_LINE:
                     raise InvalidJobError(f"longer than {_LONGEST_LINE} bytes")
-                yield make(task, line, {}) if task else _make_from_object(line, make)
+                yield make(task, line, {}) if task is not None else _make_from_object(line, make)
             except PgqueueError as error:
                 raise InvalidJobError(f"line {number}: {error}") from error
         advance(len(line))

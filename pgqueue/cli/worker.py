@@ -73,7 +73,7 @@ def worker(
             "--exec",
             metavar="COMMAND",
             help="Run this shell command for every job of any task: payload on stdin, facts in "
-            "PGQUEUE_JOB_ID, _TASK, _QUEUE, _ATTEMPT, _MAX_ATTEMPTS, _META. Exit 0 completes with stdout as the result, "
+            "PGQUEUE_JOB_ID, _TASK, _QUEUE, _ATTEMPT, _MAX_ATTEMPTS, _META. Exit 0 completes with stdout as result, "
             "75 snoozes (60s, or the duration on stdout), any other status fails with the end of stderr.",
         ),
     ] = None,

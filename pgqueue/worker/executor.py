@@ -35,6 +35,7 @@ _AHEAD_SECONDS: Final = 0.05  # claim ahead what is finished in this time …
 _MOST_AHEAD: Final = 1_000  # … and never more than this
 _YIELD_EVERY: Final = 64  # runs of handlers that never wait, before others get the loop
 _LOGGED_PER_SECOND: Final = 50
+_UNJUDGED_DELAY: Final = 60.0
 _THREAD_GRACE: Final = 2.0  # a thread can't be killed: its job is given back for after the process has ended
 
 
@@ -232,8 +233,16 @@ class Executor:
 
     # -- what an exception means -------------------------------------------------------------------------------------
 
-    def _failed(self, run: Run, task: Task[Any, Any] | None, error: BaseException) -> Outcome:  # noqa: PLR0911
-        """The outcome of a run that raised."""
+    def _failed(self, run: Run, task: Task[Any, Any] | None, error: BaseException) -> Outcome:
+        """The outcome of a run that raised. Never raises itself, whatever a user's backoff or delay does."""
+        try:
+            return self._judge(run, task, error)
+        except Exception as broken:
+            log.exception("the end of a run could not be judged; it counts as a failure", extra=run.facts())
+            verdict = "dead" if run.attempt >= run.max_attempts else "retry"
+            return Outcome(verdict, error=describe_error(broken, run.attempt), delay=_UNJUDGED_DELAY)
+
+    def _judge(self, run: Run, task: Task[Any, Any] | None, error: BaseException) -> Outcome:  # noqa: PLR0911
         if run.landed:
             log.warning("the handler failed after its transaction had completed the job: %r", error, extra=run.facts())
             return COMPLETED

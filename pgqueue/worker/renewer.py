@@ -104,6 +104,9 @@ class Renewer:
                 pause = min(max(1.0, pause * 2), _LONGEST_PAUSE, max(self._third / 2, 0.5))
                 log.warning("leases could not be renewed, again in %.3gs: %s", pause, str(error).strip().split("\n")[0])
                 self._close()
+            except Exception:
+                log.exception("leases could not be renewed, again in %.3gs", self._third / 2)
+                pause = self._third / 2
             else:
                 pause = 0.0
         self._close()
