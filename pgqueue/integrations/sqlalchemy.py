@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session
 from sqlalchemy.orm import Session, scoped_session
 
 from pgqueue.connection import translate
@@ -22,9 +21,11 @@ _PLAIN = re.compile(r"%\((\w+)\)s")
 
 
 def run(session: Any, statement: Statement[T]) -> T:
-    """Run a statement in the session's transaction. A Session is flushed by SQLAlchemy as for any execute."""
+    """Run a statement in the session's transaction. What a Session holds back is flushed first, with its own errors."""
     if not isinstance(session, Session | Connection | scoped_session):
         raise TypeError(f"{type(session).__name__} is async: await enqueue(…) instead of calling enqueue_sync(…)")
+    if not isinstance(session, Connection):
+        session.flush()
     try:
         rows = session.execute(_clause(statement.sql), statement.params or {})
         return statement.read([tuple(row) for row in rows])
@@ -34,8 +35,13 @@ def run(session: Any, statement: Statement[T]) -> T:
 
 async def run_async(session: Any, statement: Statement[T]) -> T:
     """The same for AsyncSession and AsyncConnection."""
+    # SQLAlchemy needs greenlet for this module; whoever has an async session has it, others need not.
+    from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, async_scoped_session  # noqa: PLC0415
+
     if not isinstance(session, AsyncSession | AsyncConnection | async_scoped_session):
         raise TypeError(f"{type(session).__name__} is sync: call enqueue_sync(…) instead of awaiting enqueue(…)")
+    if not isinstance(session, AsyncConnection):
+        await session.flush()
     try:
         rows = await session.execute(_clause(statement.sql), statement.params or {})
         return statement.read([tuple(row) for row in rows])
@@ -45,7 +51,7 @@ async def run_async(session: Any, statement: Statement[T]) -> T:
 
 @cache
 def _clause(sql: str) -> TextClause:
-    """Psycopg's placeholders as SQLAlchemy's, so that any driver's paramstyle serves."""
+    """psycopg's placeholders as SQLAlchemy's, so that any driver's paramstyle serves."""
     return text(_PLAIN.sub(r":\1", _CAST.sub(r"CAST(:\1 AS \2)", sql)).replace("%%", "%"))
 
 

@@ -2,7 +2,7 @@
 --
 -- Parameters: ids, tokens, verdicts, results, errors, delays: parallel arrays, one element per outcome, sorted by id.
 --   verdict: completed | dead | cancelled | retry (back after the delay) | snooze (the same, attempt refunded) |
---   release (back at once or after the delay, attempt refunded). result, error: JSON text or NULL; delay: seconds.
+--   release (back at once or after the delay, attempt refunded); the last three end as cancelled when somebody asked. result, error: JSON text or NULL; delay: seconds.
 --   done_tokens: leases with no other job left (deleted); open_tokens: the others.
 -- Index: jobs_pkey (`id = ANY` keeps the planner from scanning the table), leases_pkey.
 -- Guard: the row's token. A row that is not running under this token is left alone.
@@ -20,10 +20,10 @@ WITH done AS MATERIALIZED (
 ), gone AS (
     DELETE FROM pgqueue.jobs j USING outcome o
     WHERE j.id = ANY (%(ids)s::bigint[]) AND j.id = o.id AND j.lease_token = o.token AND j.state = 'running'
-      AND (o.verdict IN ('completed', 'dead', 'cancelled') OR (o.verdict = 'retry' AND j.cancel_requested))
+      AND (o.verdict IN ('completed', 'dead', 'cancelled') OR j.cancel_requested)
     RETURNING j.id, j.run_at, j.created_at, j.started_at, j.lease_token, j.priority, j.attempt, j.max_attempts, j.queue, j.task,
         j.payload, j.timeout, j.unique_key, j.worker, j.progress, j.meta,
-        CASE o.verdict WHEN 'retry' THEN 'cancelled' ELSE o.verdict END::pgqueue.job_state AS state, o.result::jsonb AS result,
+        CASE WHEN o.verdict IN ('completed', 'dead') THEN o.verdict ELSE 'cancelled' END::pgqueue.job_state AS state, o.result::jsonb AS result,
         CASE WHEN o.error IS NULL THEN j.errors ELSE coalesce(j.errors, '[]') || o.error::jsonb END AS errors
 ), landed AS (
     INSERT INTO pgqueue.history AS h (id, run_at, created_at, started_at, lease_token, state, priority, attempt, max_attempts,
@@ -34,7 +34,7 @@ WITH done AS MATERIALIZED (
     RETURNING h.id
 ), back AS (
     UPDATE pgqueue.jobs j
-    SET state = 'available', lease_token = NULL, lease_until = NULL, worker = NULL, cancel_requested = false,
+    SET state = 'available', lease_token = NULL, lease_until = NULL, worker = NULL,
         attempt = j.attempt - CASE WHEN o.verdict = 'retry' THEN 0 ELSE 1 END,
         run_at = CASE WHEN o.delay > 0 THEN now() + o.delay * interval '1 second' ELSE j.run_at END,
         errors = CASE WHEN o.error IS NULL THEN j.errors
@@ -42,7 +42,7 @@ WITH done AS MATERIALIZED (
                       ELSE coalesce(j.errors, '[]') || o.error::jsonb END
     FROM outcome o
     WHERE j.id = ANY (%(ids)s::bigint[]) AND j.id = o.id AND j.lease_token = o.token AND j.state = 'running'
-      AND (o.verdict IN ('snooze', 'release') OR (o.verdict = 'retry' AND NOT j.cancel_requested))
+      AND o.verdict IN ('retry', 'snooze', 'release') AND NOT j.cancel_requested
     RETURNING j.id
 ), ended AS (
     DELETE FROM pgqueue.leases l USING done d WHERE l.token = d.token

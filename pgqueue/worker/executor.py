@@ -80,6 +80,7 @@ class Executor:
         self._children = ChildPool(app)
         # one structure for all timeouts
         self._deadlines: list[tuple[float, int, Run]] = []
+        self._most_deadlines = 1_000
         self._alarm: asyncio.TimerHandle | None = None
 
     @property
@@ -149,16 +150,23 @@ class Executor:
         else:
             run.interrupt()
 
-    async def shut_down(self) -> None:
-        """End the coroutines, the idle threads and the children."""
+    def give_up(self) -> None:
+        """After :meth:`abandon`: what does not even stop when it is interrupted is given back without its consent."""
+        for run in list(self._running):
+            log.error("the handler does not stop; its job is given back", extra=run.facts())
+            self._end(run, Outcome("release", delay=_THREAD_GRACE))
+
+    async def shut_down(self) -> bool:
+        """End the coroutines, the idle threads and the children; answers False when a coroutine does not end."""
         for task in self._coroutines:
             task.cancel()
-        await asyncio.gather(*self._coroutines, return_exceptions=True)
+        stuck = (await asyncio.wait(self._coroutines, timeout=1))[1] if self._coroutines else set()
         for _ in range(self._threads):
             self._thread_inbox.put(None)
         self._children.close()
         if self._alarm is not None:
             self._alarm.cancel()
+        return not stuck
 
     # -- starting and ending -----------------------------------------------------------------------------------------
 
@@ -383,10 +391,18 @@ class Executor:
             if task.timeout is None:
                 return
             run.timeout = task.timeout.total_seconds()
+        if len(self._deadlines) > self._most_deadlines:
+            self._forget_deadlines()
         deadline = run.started + run.timeout
         heapq.heappush(self._deadlines, (deadline, run.id, run))
         if self._deadlines[0][2] is run:
             self._set_alarm()
+
+    def _forget_deadlines(self) -> None:
+        """Most runs end long before their deadline; looked through whenever the heap has doubled."""
+        self._deadlines = [entry for entry in self._deadlines if not entry[2].ended]
+        heapq.heapify(self._deadlines)
+        self._most_deadlines = 2 * len(self._deadlines) + 1_000
 
     def _set_alarm(self) -> None:
         if self._alarm is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -54,9 +55,14 @@ async def _under_signals(worker: Worker) -> int:
     for number in _SIGNALS:
         loop.add_signal_handler(number, on_signal)
     try:
-        return 0 if await worker.run() else 1
+        code = 0 if await worker.run() else 1
     finally:
         await worker.app.aclose()
+    if worker.stuck:  # a coroutine that ignores its cancellation would hold up the loop's end for ever
+        logging.shutdown()
+        sys.stdout.flush()
+        os._exit(code)
+    return code
 
 
 def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

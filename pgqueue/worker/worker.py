@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _HEARTBEAT: Final = 10.0
 _PRUNE: Final = 3600.0
+_INTERRUPTED: Final = 2.0  # how long an interrupted handler may take to clean up
 
 
 class Worker:
@@ -90,6 +91,7 @@ class Worker:
         self._hurry = asyncio.Event()
         self.started = asyncio.Event()
         self._gave_back = 0
+        self.stuck = False
 
     def stop(self, *, now: bool = False) -> None:
         """Claim nothing more; wait for running jobs, or with ``now`` give them back at once. On the event loop."""
@@ -163,7 +165,7 @@ class Worker:
             log.warning("the last claim did not come back: %r", error)
         clean = await self._run_out()
         landed = await self.finisher.drained()
-        await self.executor.shut_down()
+        self.stuck = not await self.executor.shut_down()
         await asyncio.to_thread(self.renewer.stop)
         for task in background:
             task.cancel()
@@ -187,7 +189,8 @@ class Worker:
         hurry.cancel()
         if not idle.done():
             self._gave_back = self.executor.abandon()
-            await asyncio.wait([idle], timeout=5)
+            await asyncio.wait([idle], timeout=_INTERRUPTED)
+            self.executor.give_up()
         idle.cancel()
         return not self._gave_back
 

@@ -81,7 +81,11 @@ def test_a_file_holds_a_job_per_line_and_flags_are_its_defaults(queue, pgq, tmp_
 def test_with_a_task_each_line_of_a_file_is_its_payload(queue, pgq):
     answer = pgq("enqueue", "mail", "--file", "-", stdin='{"a": 1}\n"text"\n12345678901234567890\n')
     jobs = [queue.get(int(job_id)) for job_id in answer.out.split()]
-    assert [(job.task, job.payload) for job in jobs] == [("mail", {"a": 1}), ("mail", "text"), ("mail", 12345678901234567890)]
+    assert [(job.task, job.payload) for job in jobs] == [
+        ("mail", {"a": 1}),
+        ("mail", "text"),
+        ("mail", 12345678901234567890),
+    ]
 
 
 def test_an_empty_file_enqueues_nothing(queue, pgq):

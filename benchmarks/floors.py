@@ -1,0 +1,110 @@
+"""The floors: what bare SQL does on this server with the same rows, without handlers, worker or client library."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+from benchmarks.harness import Bench, Cost, Measures, app_on, specs
+from benchmarks.tasks import QUEUE, TEXT
+from pgqueue import statements
+from pgqueue.outcome import COMPLETED
+from pgqueue.statements import Lanes
+from pgqueue.worker.link import Link
+from pgqueue.worker.supervisor import _loop_factory
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    import psycopg
+
+    from benchmarks.server import Database
+
+LEASE = timedelta(seconds=30)
+INSERT = "INSERT INTO pgqueue.jobs (task, payload, queue) VALUES (%s, %s, %s) RETURNING id"
+COPY = "COPY pgqueue.jobs (task, payload, queue) FROM STDIN"
+_BATCH = 1_000
+_AHEAD = 2
+
+
+def insert_one(connection: psycopg.Connection) -> Callable[[int], object]:
+    """What one INSERT and its commit takes, as a function of the job's number."""
+
+    def insert(n: int) -> object:
+        payload = f'{{"n": {n}, "text": "{TEXT}"}}'
+        return connection.execute(INSERT, ("bench.noop", payload, QUEUE)).fetchone()
+
+    return insert
+
+
+def copy_bare(bench: Bench) -> Measures:
+    """COPY of all rows as text in one transaction, from psycopg."""
+    rows = "".join(f'bench.noop\t{{"n": {n}, "text": "{TEXT}"}}\t{QUEUE}\n' for n in range(bench.size.bulk))
+    data = rows.encode()
+    with bench.server.database() as database, database.connect() as connection:
+        cost = Cost(database, time.process_time)
+        began = time.perf_counter()
+        with connection.cursor() as cursor, cursor.copy(COPY) as copy:
+            copy.write(data)
+        return cost.per_job(bench.size.bulk, time.perf_counter() - began)
+
+
+def statements_bare(bench: Bench) -> Measures:
+    """The worker's two statements, claim and finish, on two overlapped connections, as fast as they go."""
+    with bench.server.database() as database:
+        app = app_on(database)
+        app.enqueue_many_sync(specs(bench.size.drain), copy=True)
+        app.close()
+        cost = Cost(database, time.process_time)
+        with asyncio.Runner(loop_factory=_loop_factory()) as runner:
+            seconds = runner.run(_drive(database, bench.size.drain))
+        figures = cost.per_job(bench.size.drain, seconds)
+        left = database.value("SELECT count(*) FROM pgqueue.jobs")
+        landed = database.value("SELECT count(*) FROM pgqueue.history WHERE state = 'completed'")
+        assert (left, landed) == (0, bench.size.drain), f"{left} jobs left, {landed} in history"
+    return figures
+
+
+def whole_queue() -> Lanes:
+    """Where a claim without marks looks: each priority of the benchmark's queue, from the start."""
+    return Lanes([QUEUE] * 10, list(range(10)), [None] * 10, [0] * 10)
+
+
+async def _drive(database: Database, jobs: int) -> float:
+    claiming, finishing = Link(lambda: database.dsn, "claiming"), Link(lambda: database.dsn, "finishing")
+    await claiming.open()
+    await finishing.open()
+    claimed: asyncio.Queue[tuple[int, list[int]]] = asyncio.Queue(_AHEAD)
+
+    async def claim() -> None:
+        taken, mark = 0, None
+        while taken < jobs:
+            token = secrets.randbits(62) + 1
+            lanes = whole_queue()
+            if mark is not None:  # the rows all have one priority: begin behind the last one
+                lanes.mark_ats[5], lanes.mark_ids[5] = mark
+            rows = await claiming.run(
+                statements.claim(lanes, ["bench.noop"], _BATCH, token, LEASE, "bare", schema="pgqueue")
+            )
+            mark = rows[-1][1], rows[-1][2]
+            taken += len(rows)
+            await claimed.put((token, [row[2] for row in rows]))
+
+    async def finish() -> None:
+        landed = 0
+        while landed < jobs:
+            token, ids = await claimed.get()
+            landings = [(job_id, token, COMPLETED) for job_id in ids]
+            lost = await finishing.run(statements.finish(landings, [token], schema="pgqueue"))
+            assert not lost
+            landed += len(ids)
+
+    began = time.perf_counter()
+    await asyncio.gather(claim(), finish())
+    seconds = time.perf_counter() - began
+    await claiming.close()
+    await finishing.close()
+    return seconds
