@@ -6,22 +6,25 @@ import asyncio
 import secrets
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import psycopg
 
 from benchmarks.harness import Bench, Cost, Measures, app_on, specs
 from benchmarks.tasks import QUEUE, TEXT
 from pgqueue import statements
 from pgqueue.outcome import COMPLETED
 from pgqueue.statements import Lanes
-from pgqueue.worker.link import Link
+from pgqueue.worker.link import PINNED
 from pgqueue.worker.supervisor import _loop_factory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import psycopg
-
     from benchmarks.server import Database
+    from pgqueue.statements import Statement
+
+T = TypeVar("T")
 
 LEASE = timedelta(seconds=30)
 INSERT = "INSERT INTO pgqueue.jobs (task, payload, queue) VALUES (%s, %s, %s) RETURNING id"
@@ -74,9 +77,7 @@ def whole_queue() -> Lanes:
 
 
 async def _drive(database: Database, jobs: int) -> float:
-    claiming, finishing = Link(lambda: database.dsn, "claiming"), Link(lambda: database.dsn, "finishing")
-    await claiming.open()
-    await finishing.open()
+    claiming, finishing = await _connect(database), await _connect(database)
     claimed: asyncio.Queue[tuple[int, list[int]]] = asyncio.Queue(_AHEAD)
 
     async def claim() -> None:
@@ -86,8 +87,8 @@ async def _drive(database: Database, jobs: int) -> float:
             lanes = whole_queue()
             if mark is not None:  # the rows all have one priority: begin behind the last one
                 lanes.mark_ats[5], lanes.mark_ids[5] = mark
-            rows = await claiming.run(
-                statements.claim(lanes, ["bench.noop"], _BATCH, token, LEASE, "bare", schema="pgqueue")
+            rows = await _run(
+                claiming, statements.claim(lanes, ["bench.noop"], _BATCH, token, LEASE, "bare", schema="pgqueue")
             )
             mark = rows[-1][1], rows[-1][2]
             taken += len(rows)
@@ -98,7 +99,7 @@ async def _drive(database: Database, jobs: int) -> float:
         while landed < jobs:
             token, ids = await claimed.get()
             landings = [(job_id, token, COMPLETED) for job_id in ids]
-            lost = await finishing.run(statements.finish(landings, [token], schema="pgqueue"))
+            lost = await _run(finishing, statements.finish(landings, [token], schema="pgqueue"))
             assert not lost
             landed += len(ids)
 
@@ -108,3 +109,15 @@ async def _drive(database: Database, jobs: int) -> float:
     await claiming.close()
     await finishing.close()
     return seconds
+
+
+async def _connect(database: Database) -> psycopg.AsyncConnection[Any]:
+    connection = await psycopg.AsyncConnection.connect(database.dsn, autocommit=True, prepare_threshold=0)
+    await connection.execute(PINNED, prepare=False)
+    return connection
+
+
+async def _run(connection: psycopg.AsyncConnection[Any], statement: Statement[T]) -> T:
+    async with connection.cursor(binary=True) as cursor:
+        await cursor.execute(statement.sql, statement.params)
+        return statement.read(await cursor.fetchall())

@@ -20,6 +20,7 @@ from pgqueue.connection import run as run_statement
 from pgqueue.outcome import COMPLETED
 from pgqueue.settings import Settings
 from pgqueue.worker.claimer import Marks
+from pgqueue.worker.link import PINNED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -202,9 +203,7 @@ def _claim_all(connection: psycopg.Connection[Any], jobs: int, *, marks: bool) -
 
 
 def _pin_plans(connection: psycopg.Connection[Any]) -> None:
-    from pgqueue.worker.link import _PINNED  # noqa: PLC0415 - the worker's own session settings
-
-    connection.execute(_PINNED)
+    connection.execute(PINNED, prepare=False)
     connection.prepare_threshold = 0
 
 

@@ -383,7 +383,7 @@ def test_a_server_that_cannot_be_reached_is_never_doubled(
     with EmbeddedServer(home) as server:
         hidden = server.server.socket_dir.rename(home / "hidden")
         (server.data_dir / "postmaster.pid").rename(home / "hidden.pid")
-        monkeypatch.setattr(embedded, "START_TIMEOUT", 1.0)
+        monkeypatch.setattr(embedded.server, "START_TIMEOUT", 1.0)
         with pytest.raises(EmbeddedServerError, match="pre-existing shared memory block"):
             PostgresServer(server.data_dir, server.server.bin_dir).start()
         shutil.rmtree(server.server.socket_dir)
