@@ -21,9 +21,7 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Regime
 
-REGIMES = {
-    module.REGIME.name: module.REGIME for module in (enqueue, drain, latency, steady, rest)
-}
+REGIMES = {module.REGIME.name: module.REGIME for module in (enqueue, drain, latency, steady, rest)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -31,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parse(arguments)
     size = replace(SIZES[options.size], **({"drain": options.jobs} if options.jobs else {}))
     regimes = [REGIMES[name] for name in options.only]
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    console = Console(width=None if sys.stdout.isatty() else 180)
     progress = Console(stderr=True)
     measured: dict[str, Rounds] = {regime.name: [] for regime in regimes}
     with open_server(options.dsn) as server:
@@ -47,7 +45,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print("interrupted; so far:")
     for regime in regimes:
         console.print(make_table(regime, measured[regime.name]))
-    console.print(f"{options.size} size, {options.repeat} rounds, interleaved: medians (least–most); ratios within a round", style="dim")
+    console.print(
+        f"{options.size} size, {options.repeat} rounds, interleaved: medians (least–most); ratios within a round",
+        style="dim",
+    )
     if options.json is not None:
         _write(options.json, options.size, facts, regimes, measured)
     return 0
@@ -67,10 +68,16 @@ def _write(path: Path, size: str, facts: dict[str, Any], regimes: list[Regime], 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("--quick", dest="size", action="store_const", const="quick", help="small sizes, one round: about 2 minutes")
+    parser.add_argument(
+        "--quick", dest="size", action="store_const", const="quick", help="small sizes, one round: about 2 minutes"
+    )
     parser.add_argument("--size", choices=SIZES, default="full", help="how much; smoke only shows that it works")
-    parser.add_argument("--only", type=_names, default=list(REGIMES), metavar=",".join(REGIMES), help="these regimes only")
-    parser.add_argument("--dsn", help="use this server (makes and drops databases there); default: a private one on disk")
+    parser.add_argument(
+        "--only", type=_names, default=list(REGIMES), metavar=",".join(REGIMES), help="these regimes only"
+    )
+    parser.add_argument(
+        "--dsn", help="use this server (makes and drops databases there); default: a private one on disk"
+    )
     parser.add_argument("--repeat", type=int, help="rounds; default 3, or 1 when quick")
     parser.add_argument("--jobs", type=int, help="jobs to drain")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of all rounds to this file")

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from benchmarks.server import Database
 
 FLOOR = "statements bare, 2 connections"
-_WARM_UP = 1_000
 
 
 def _drain(task: str, processes: int, count: Callable[[Size], int], *, snapshot: bool = False) -> Case:
@@ -31,7 +30,7 @@ def _drain(task: str, processes: int, count: Callable[[Size], int], *, snapshot:
 
 def drain(bench: Bench, task: str, processes: int, jobs: int, *, snapshot: bool = False) -> Measures:
     """Fill the paused queue behind running workers, resume it, wait until the last outcome has landed."""
-    warm_up = min(_WARM_UP, jobs)
+    warm_up = min(floors.WARM_UP, jobs)
     tally = bench.tally(jobs + warm_up)
     with contextlib.ExitStack() as stack:
         database = stack.enter_context(bench.server.database())

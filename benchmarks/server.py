@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,7 @@ class Server:
         statements: whether pg_stat_statements is there.
         version: as the server says it.
         settings: those that a reader of figures must know.
+        template: what a fresh database is copied from.
     """
 
     dsn: str
@@ -49,23 +50,35 @@ class Server:
     statements: bool
     version: str
     settings: dict[str, str]
+    template: str = "template0"
 
     @contextlib.contextmanager
     def database(self) -> Iterator[Database]:
         """A fresh database with pgqueue's schema; dropped afterwards."""
+        with self._own_database(self.template) as database:
+            yield database
+
+    @contextlib.contextmanager
+    def _own_database(self, template: str) -> Iterator[Database]:
         name = f"pgqueue_bench_{os.getpid()}_{os.urandom(4).hex()}"
+        names = [sql.Identifier(name), sql.Identifier(template)]
         with psycopg.connect(self.dsn, autocommit=True) as connection:
-            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(name)))
+            connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(*names))
         try:
-            dsn = conninfo.make_conninfo(self.dsn, dbname=name)
-            migrate(dsn)
-            if self.statements:
-                with psycopg.connect(dsn, autocommit=True) as connection:
-                    connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
-            yield Database(dsn, name, self)
+            yield Database(conninfo.make_conninfo(self.dsn, dbname=name), name, self)
         finally:
             with psycopg.connect(self.dsn, autocommit=True) as connection:
                 connection.execute(sql.SQL("DROP DATABASE {} WITH (FORCE)").format(sql.Identifier(name)))
+
+    @contextlib.contextmanager
+    def migrated(self) -> Iterator[Server]:
+        """This server with a template that has pgqueue's schema, so that a fresh database costs nothing."""
+        with self._own_database("template0") as database:
+            migrate(database.dsn)
+            if self.statements:
+                with database.connect() as connection:
+                    connection.execute("CREATE EXTENSION IF NOT EXISTS pg_stat_statements")
+            yield replace(self, template=database.name)
 
     def cpu(self) -> float | None:
         """CPU seconds of the postmaster and all its children so far, ended ones too."""
@@ -104,7 +117,7 @@ def open_server(dsn: str | None) -> Iterator[Server]:
             private = embedded.PostgresServer(folder / "data", bin_dir, settings=SETTINGS | preload)
             stack.callback(private.stop, "immediate")
             dsn = private.start()
-        yield _describe(dsn, folder)
+        yield stack.enter_context(_describe(dsn, folder).migrated())
 
 
 def tree_cpu(pid: int) -> float:

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 RATE = 1_000
 CLEAN = f"{RATE:,} jobs/s"
-MARKED = "claims of 100 with marks"
+MARKED = "claims with marks"
 _THREADS = 4
 _CLAIM = 100
 _SPAWN = multiprocessing.get_context("spawn")
@@ -209,22 +209,22 @@ def _pin_plans(connection: psycopg.Connection[Any]) -> None:
 
 REGIME = Regime(
     "steady",
-    "Steady load: from the commit of enqueue to the start of the handler; and claims under a held snapshot",
+    "Steady load: from the commit of enqueue to the start of the handler (claims: of 100, until all rows are dead)",
     (
         Column("p50_ms", "p50 ms", ".2f", spread=True, ratio="less"),
         Column("p99_ms", "p99 ms", ".1f", spread=True, ratio="less"),
         Column("p999_ms", "p99.9 ms", ".1f"),
         Column("jobs_per_s", "jobs/s"),
-        Column("worker_cpu", "worker % of a core", ".0f"),
-        Column("server_cpu", "server % of a core", ".0f"),
-        Column("claim_first_ms", "claim, first ms", ".2f"),
-        Column("claim_last_ms", "claim, last ms", ".2f"),
-        Column("dead_rows", "dead rows at the end"),
+        Column("worker_cpu", "worker CPU %", ".0f"),
+        Column("server_cpu", "server CPU %", ".0f"),
+        Column("claim_first_ms", "first claim ms", ".2f"),
+        Column("claim_last_ms", "last claim ms", ".2f"),
+        Column("dead_rows", "dead rows"),
     ),
     (
         Case(CLEAN, steady(snapshot=False)),
         Case(f"{CLEAN}, held snapshot", steady(snapshot=True), CLEAN),
         Case(f"{MARKED}, held snapshot", pile(marks=True)),
-        Case("the same without marks", pile(marks=False)),
+        Case("claims without, held snapshot", pile(marks=False)),
     ),
 )

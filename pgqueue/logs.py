@@ -54,6 +54,7 @@ def _formatter(*, json: bool, colors: bool) -> logging.Formatter:
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.stdlib.ExtraAdder(),
+        _without_leftovers,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     last: list[Processor]
@@ -65,6 +66,13 @@ def _formatter(*, json: bool, colors: bool) -> logging.Formatter:
     return structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared, processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last]
     )
+
+
+def _without_leftovers(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:
+    """What another handler's formatter has left on the record is no extra."""
+    event.pop("message", None)
+    event.pop("asctime", None)
+    return event
 
 
 def _clean(_logger: WrappedLogger, _name: str, event: EventDict) -> EventDict:

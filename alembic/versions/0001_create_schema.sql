@@ -177,8 +177,8 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
        AND pg_column_size(payload) <= 1048576
        AND priority BETWEEN 0 AND 9
        AND max_attempts BETWEEN 1 AND 32767
-       AND isfinite(due)
-       AND (timeout IS NULL OR timeout > interval '0')
+       AND due BETWEEN '1970-01-01Z' AND '9999-01-01Z'
+       AND (timeout IS NULL OR timeout BETWEEN interval '1 microsecond' AND interval '36500 days')
        AND (unique_key IS NULL OR char_length(unique_key) BETWEEN 1 AND 512)
 $$;
 
@@ -209,9 +209,9 @@ BEGIN
         WHEN max_attempts IS NULL OR max_attempts NOT BETWEEN 1 AND 32767 THEN 'max_attempts must be 1 to 32767'
         WHEN delay IS NOT NULL AND run_at IS NOT NULL THEN 'say delay or run_at, not both'
         WHEN delay < interval '0' THEN 'delay must not be negative'
-        WHEN timeout <= interval '0' THEN 'timeout must be positive'
+        WHEN timeout NOT BETWEEN interval '1 microsecond' AND interval '36500 days' THEN 'timeout must be positive, and at most 36500 days'
         WHEN char_length(unique_key) NOT BETWEEN 1 AND 512 THEN 'unique_key must have 1 to 512 characters'
-        ELSE 'run_at must be finite' END;
+        ELSE 'run_at must be finite, from 1970 to 9998' END;
 END $$;
 
 -- The public contract: a job exists exactly when the caller's transaction commits.
@@ -341,24 +341,27 @@ LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 DECLARE
     found_state text;
 BEGIN
-    WITH gone AS (
-        DELETE FROM pgqueue.jobs j WHERE j.id = job_id AND j.state = 'available' RETURNING j.*
-    )
-    INSERT INTO pgqueue.history AS h
-        (id, run_at, created_at, started_at, lease_token, state, priority, attempt, max_attempts, queue, task, payload,
-         timeout, unique_key, worker, progress, errors, meta)
-    SELECT id, run_at, created_at, started_at, lease_token, 'cancelled', priority, attempt, max_attempts, queue, task, payload,
-           timeout, unique_key, worker, progress, errors, meta FROM gone
-    RETURNING h.state::text INTO found_state;
-    IF found_state IS NULL THEN
+    LOOP
+        WITH gone AS (
+            DELETE FROM pgqueue.jobs j WHERE j.id = job_id AND j.state = 'available' RETURNING j.*
+        )
+        INSERT INTO pgqueue.history AS h
+            (id, run_at, created_at, started_at, lease_token, state, priority, attempt, max_attempts, queue, task, payload,
+             timeout, unique_key, worker, progress, errors, meta)
+        SELECT id, run_at, created_at, started_at, lease_token, 'cancelled', priority, attempt, max_attempts, queue, task, payload,
+               timeout, unique_key, worker, progress, errors, meta FROM gone
+        RETURNING h.state::text INTO found_state;
+        EXIT WHEN found_state IS NOT NULL;
         UPDATE pgqueue.jobs j SET cancel_requested = true WHERE j.id = job_id AND j.state = 'running'
         RETURNING j.state::text INTO found_state;
         IF FOUND THEN
             PERFORM pg_notify('pgqueue.cancel', job_id::text);
-        ELSE
-            SELECT a.state INTO found_state FROM pgqueue.all_jobs a WHERE a.id = job_id;
+            EXIT;
         END IF;
-    END IF;
+        SELECT a.state INTO found_state FROM pgqueue.all_jobs a WHERE a.id = job_id;
+        EXIT WHEN found_state IS NULL OR found_state IN ('completed', 'dead', 'cancelled');
+        -- it changed its state between the statements: look again
+    END LOOP;
     RETURN found_state;
 END $$;
 

@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from itertools import groupby
-from operator import itemgetter
 from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
 
 import typer
@@ -207,12 +206,14 @@ def _priorities(teller: Teller, app: App) -> list[int]:
     teller.say(f"queue paused; {GUESTS} low, then {GUESTS} normal, then {GUESTS} high enqueued; queue resumed")
     app.client.resume("counter")
     records = _finished(app, [job.id for job in jobs])
-    order = [guest for guest, _ in sorted((record.result for record in records), key=itemgetter(1))]
-    teller.say("they started as: " + ", ".join(f"{len(list(group))} {guest}" for guest, group in groupby(order)))
-    places = {name: [nth for nth, guest in enumerate(order) if guest == name] for name in names}
-    middle = {name: sum(nths) / len(nths) for name, nths in places.items()}
-    teller.say("in the mean at place " + ", ".join(f"{middle[name]:.0f} ({name})" for name in reversed(names)))
-    teller.check("high before normal before low", middle["high"] < middle["normal"] < middle["low"])
+    in_order = True
+    for worker in sorted({str(record.worker) for record in records}):
+        served = sorted((one for one in records if one.worker == worker), key=_began)
+        guests = ", ".join(f"{len(list(group))} {guest}" for guest, group in groupby(one.result[0] for one in served))
+        teller.say(f"{worker} started {guests}")
+        priorities = [one.priority for one in served]
+        in_order &= priorities == sorted(priorities)
+    teller.check("each worker started high before normal before low", in_order)
     return [job.id for job in jobs]
 
 
@@ -347,6 +348,11 @@ def _when(value: T, holds: Callable[[T], bool]) -> T | None:
 
 def _under_way(record: JobRecord) -> bool:
     return record.state == "running" and (record.progress or {}).get("value", 0) >= _MIDDLE
+
+
+def _began(record: JobRecord) -> int:
+    began: int = record.result[1]
+    return began
 
 
 def _started(record: JobRecord) -> datetime:

@@ -17,10 +17,16 @@ WITH done AS MATERIALIZED (
     FROM unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(verdicts)s::text[], %(results)s::text[], %(errors)s::text[],
                 %(delays)s::float8[]) AS o(id, token, verdict, result, error, delay)
     WHERE (SELECT count(*) FROM done) + (SELECT count(*) FROM held) >= 0  -- the leases are locked before any job
+), kept AS MATERIALIZED (  -- who may go back is decided under the row's lock: a cancel may be on its way
+    SELECT j.id, j.cancel_requested
+    FROM pgqueue.jobs j JOIN outcome o ON o.id = j.id AND o.token = j.lease_token
+    WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'running' AND o.verdict IN ('retry', 'snooze', 'release')
+    ORDER BY j.id
+    FOR NO KEY UPDATE OF j
 ), gone AS (
-    DELETE FROM pgqueue.jobs j USING outcome o
+    DELETE FROM pgqueue.jobs j USING outcome o LEFT JOIN kept k ON k.id = o.id
     WHERE j.id = ANY (%(ids)s::bigint[]) AND j.id = o.id AND j.lease_token = o.token AND j.state = 'running'
-      AND (o.verdict IN ('completed', 'dead', 'cancelled') OR j.cancel_requested)
+      AND (o.verdict IN ('completed', 'dead', 'cancelled') OR k.cancel_requested)
     RETURNING j.id, j.run_at, j.created_at, j.started_at, j.lease_token, j.priority, j.attempt, j.max_attempts, j.queue, j.task,
         j.payload, j.timeout, j.unique_key, j.worker, j.progress, j.meta,
         CASE WHEN o.verdict IN ('completed', 'dead') THEN o.verdict ELSE 'cancelled' END::pgqueue.job_state AS state, o.result::jsonb AS result,
@@ -40,9 +46,9 @@ WITH done AS MATERIALIZED (
         errors = CASE WHEN o.error IS NULL THEN j.errors
                       WHEN jsonb_array_length(j.errors) >= 50 THEN (j.errors - 0) || o.error::jsonb
                       ELSE coalesce(j.errors, '[]') || o.error::jsonb END
-    FROM outcome o
+    FROM outcome o JOIN kept k ON k.id = o.id
     WHERE j.id = ANY (%(ids)s::bigint[]) AND j.id = o.id AND j.lease_token = o.token AND j.state = 'running'
-      AND o.verdict IN ('retry', 'snooze', 'release') AND NOT j.cancel_requested
+      AND NOT k.cancel_requested
     RETURNING j.id
 ), ended AS (
     DELETE FROM pgqueue.leases l USING done d WHERE l.token = d.token

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import orjson
 
@@ -102,9 +102,8 @@ async def _spawn(command: str, environment: dict[str, str]) -> tuple[asyncio.Sub
 
 def _feed(transport: asyncio.SubprocessTransport, payload: bytes) -> None:
     """The payload on stdin. A command that does not read it closes the pipe, which is its right."""
-    stdin = transport.get_pipe_transport(0)
-    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-        assert isinstance(stdin, asyncio.WriteTransport)  # noqa: S101
+    stdin = cast("asyncio.WriteTransport", transport.get_pipe_transport(0))
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError, RuntimeError):  # the last is uvloop's
         stdin.write(payload)
         stdin.close()  # after what was written has gone
 

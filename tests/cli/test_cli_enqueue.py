@@ -66,7 +66,8 @@ def test_count_enqueues_it_many_times_and_prints_every_id(queue, pgq):
 def test_a_file_holds_a_job_per_line_and_flags_are_its_defaults(queue, pgq, tmp_path):
     file = tmp_path / "jobs.jsonl"
     file.write_text(
-        '{"task": "a", "payload": {"n": 1}, "priority": 0, "meta": {"tag": "x"}}\n\n{"queue": "own", "delay": "1h", "max_attempts": 2}\n'
+        '{"task": "a", "payload": {"n": 1}, "priority": 0, "meta": {"tag": "x"}}\n\n'
+        '{"queue": "own", "delay": "1h", "max_attempts": 2}\n'
         '{"run_at": "2100-01-01T00:00:00Z", "timeout": 1.5, "unique_key": "u"}\n'
     )
     answer = pgq("enqueue", "--file", file, "--queue", "flagged", "--delay", "2h", "--json")

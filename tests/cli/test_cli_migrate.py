@@ -47,8 +47,16 @@ def test_sql_prints_what_would_be_run_and_needs_no_server(pgq):
 
 @pytest.mark.parametrize(
     "argv",
-    [["--to", "no-such"], ["--to", "4711"], ["--to", "-7"], ["--sql", "--to", "4711"], ["--sql", "--to", "base"], ["--sql", "--check"], ["--check", "--to", "0001"]],
-)  # fmt: skip
+    [
+        ["--to", "no-such"],
+        ["--to", "4711"],
+        ["--to", "-7"],
+        ["--sql", "--to", "4711"],
+        ["--sql", "--to", "base"],
+        ["--sql", "--check"],
+        ["--check", "--to", "0001"],
+    ],
+)
 def test_a_revision_that_there_is_not_is_wrong_usage_and_changes_nothing(argv, dsn, pgq):
     answer = pgq("migrate", "--dsn", dsn, *argv)
     assert answer.code == 2, answer

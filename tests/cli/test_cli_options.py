@@ -12,7 +12,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from pgqueue import App, Settings
+from pgqueue import JobSpec, Settings
 from pgqueue.cli import app, main
 from pgqueue.cli.errors import rendered
 from pgqueue.cli.options import Context
@@ -166,8 +166,7 @@ def test_ctrl_c_ends_a_command_without_a_traceback(monkeypatch, pgq):
 
 
 def test_a_closed_pipe_is_no_traceback(queue):
-    for _ in range(300):
-        queue.enqueue(App().task(name="x")(lambda: None).job())
+    queue.enqueue_many([JobSpec.make("t")] * 1000)
     process = subprocess.run(
         f"{sys.executable} -m pgqueue job list --limit 1000 | head -1",
         shell=True,
@@ -196,11 +195,11 @@ def test_python_m_pgqueue_is_the_same_command():
 
 
 def test_help_does_not_load_the_heavy_parts_of_the_command_line():
-    code = "import sys; from pgqueue.cli import main; main(['--help']); print(sorted({'structlog', 'rich.progress'} & set(sys.modules)))"
+    code = "import sys; from pgqueue.cli import main; main(['--help']); print('structlog' in sys.modules)"
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=dict(os.environ)
     )
-    assert process.stdout.splitlines()[-1] == "[]"
+    assert process.stdout.splitlines()[-1] == "False"
 
 
 def test_values_are_shown_as_people_read_them():

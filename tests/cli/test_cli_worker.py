@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -194,10 +196,8 @@ def _pump(source, target):
         pass
     finally:
         for end in (source, target):
-            try:
+            with contextlib.suppress(OSError):
                 end.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
 
 
 # -- --exec ----------------------------------------------------------------------------------------------------------
@@ -258,7 +258,6 @@ def test_a_second_signal_gives_the_job_back_and_leaves_no_command(queue, spawn, 
 
 def _lives(pid):
     try:
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
         return False

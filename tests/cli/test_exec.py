@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from datetime import timedelta
+from pathlib import Path
 
 import pytest
 
@@ -39,14 +40,17 @@ async def appears(path):
     return path.read_text().split()
 
 
+def is_zombie(pid):
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+
+
 async def gone(pid):
     deadline = time.monotonic() + 20
     with contextlib.suppress(ProcessLookupError, FileNotFoundError):
         while True:
             os.kill(pid, 0)
-            with open(f"/proc/{pid}/stat") as stat:
-                if stat.read().rpartition(")")[2].split()[0] == "Z":
-                    return
+            if is_zombie(pid):
+                return
             assert time.monotonic() < deadline, "it is still there"
             await asyncio.sleep(0.01)
 
@@ -62,7 +66,7 @@ async def test_a_large_payload_passes(execute):
 
 
 async def test_the_facts_are_in_the_environment(execute):
-    names = "JOB_ID TASK QUEUE ATTEMPT MAX_ATTEMPTS META".split()
+    names = ["JOB_ID", "TASK", "QUEUE", "ATTEMPT", "MAX_ATTEMPTS", "META"]
     told = await execute(" ; ".join(f"echo $PGQUEUE_{name}" for name in names), attempt=3, meta='{"a":1}')
     assert told.splitlines() == ["7", "mail.send", "emails", "3", "10", '{"a":1}']
 
@@ -88,7 +92,7 @@ async def test_a_command_that_does_not_read_its_input_is_no_failure(execute):
 
 
 async def test_another_status_fails_with_the_end_of_stderr(execute):
-    with pytest.raises(CommandFailedError, match=r"status 3: .*the end$") as failure:
+    with pytest.raises(CommandFailedError, match=r"(?s)status 3: .*the end$") as failure:
         await execute("yes noise | head -c 1000000 >&2; echo the end >&2; exit 3")
     assert len(str(failure.value)) < 2000
 
@@ -181,6 +185,37 @@ async def test_the_command_sees_a_sigterm_first(execute, tmp_path):
     with pytest.raises(asyncio.CancelledError):
         await running
     assert told.read_text() == "asked\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "result"),
+    [("wc -c", 1_000_002), ("exec <&-; echo done", "done"), ("true", None), ("yes | head -c 3000 | wc -c", 3000)],
+)
+def test_it_is_the_same_on_uvloop(command, result, execute):
+    uvloop = pytest.importorskip("uvloop")
+
+    async def often():
+        return {str(await execute(command, '"' + "x" * 1_000_000 + '"')) for _ in range(10)}
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        assert runner.run(often()) == {str(result)}
+
+
+def test_a_cancel_on_uvloop_leaves_nothing_either(execute, tmp_path):
+    uvloop = pytest.importorskip("uvloop")
+    pids = tmp_path / "pids"
+
+    async def story():
+        running = asyncio.create_task(execute(f"sleep 600 & echo $$ $! > {pids}; wait"))
+        found = await appears(pids)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        for pid in found:
+            await gone(int(pid))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(story())
 
 
 def test_an_unknown_signal_has_a_name_too():

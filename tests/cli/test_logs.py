@@ -41,7 +41,7 @@ def test_json_holds_exceptions_and_whatever_is_not_json():
     out = io.StringIO()
     configure_logging("json", "INFO", out)
     try:
-        raise ValueError("no luck")
+        raise ValueError("no luck")  # noqa: TRY301
     except ValueError:
         log.exception("it failed", extra={"odd": object(), "bad": "\ud800"})
     event = json.loads(out.getvalue())

@@ -5,11 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-try:
-    from invariants import check
-except ImportError:
-
-    def check(dsn: str, enqueued_ids: object = None) -> None: ...
+from invariants import check
 
 from worker.support import make_app
 
