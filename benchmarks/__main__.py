@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for regime in regimes:
         console.print(make_table(regime, measured[regime.name]))
     console.print(
-        f"{options.size} size, {options.repeat} rounds, interleaved: medians (least–most); ratios within a round",
+        f"{options.size} size, {options.repeat} rounds, interleaved: medians (least..most); ratios within a round",
         style="dim",
     )
     if options.json is not None:
@@ -69,7 +69,12 @@ def _write(path: Path, size: str, facts: dict[str, Any], regimes: list[Regime], 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "--quick", dest="size", action="store_const", const="quick", help="small sizes, one round: about 2 minutes"
+        "--quick",
+        dest="size",
+        action="store_const",
+        const="quick",
+        default="full",
+        help="small sizes, one round: about 2 minutes",
     )
     parser.add_argument("--size", choices=SIZES, default="full", help="how much; smoke only shows that it works")
     parser.add_argument(

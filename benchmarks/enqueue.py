@@ -14,7 +14,6 @@ import psycopg
 from benchmarks import floors
 from benchmarks.harness import Bench, Case, Column, Cost, Measures, Regime, app_on, percentile, specs, workers
 from benchmarks.tasks import QUEUE, TEXT, noop
-from pgqueue import App
 from pgqueue.settings import Settings
 from pgqueue.worker.supervisor import _loop_factory
 
@@ -23,6 +22,7 @@ if TYPE_CHECKING:
     from multiprocessing.connection import Connection
 
     from benchmarks.server import Database
+    from pgqueue import App
 
 ONE = "INSERT + commit, psycopg"
 BULK = "COPY in one transaction, psycopg"

@@ -29,7 +29,7 @@ def make_table(regime: Regime, rounds: Rounds) -> Table:
     for column in regime.columns:
         table.add_column(column.title, justify="right")
         if column.ratio:
-            table.add_column("× floor", justify="right", style="cyan")
+            table.add_column("of floor", justify="right", style="cyan")
     for case in regime.cases:
         if not _values(rounds, case.name, None):
             continue
@@ -82,8 +82,8 @@ def headline(facts: dict[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in facts["packages"].items() if version)
     settings = ", ".join(f"{name}={value}" for name, value in facts["settings"].items())
     return (
-        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['kernel']}; load {facts['load_average']:.1f}"
-        f"\nPython {facts['python']}, {packages}; commit {facts['commit']}"
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['memory_gib']} GiB, {facts['kernel']};"
+        f" load average {facts['load_average']:.1f}\nPython {facts['python']}, {packages}; commit {facts['commit']}"
         f"\nPostgreSQL {facts['postgresql']}: {settings}"
     )
 
@@ -97,10 +97,10 @@ def _values(rounds: Rounds, name: str, key: str | None) -> list[float]:
 
 def _cell(column: Column, values: list[float]) -> str:
     if not values:
-        return "–"
+        return "-"
     text = format(statistics.median(values), column.style)
     if column.spread and len(values) > 1:
-        text += f" ({format(min(values), column.style)}–{format(max(values), column.style)})"
+        text += f" ({format(min(values), column.style)}..{format(max(values), column.style)})"
     return text
 
 

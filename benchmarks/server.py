@@ -1,4 +1,4 @@
-"""The PostgreSQL under test: a private one on a real disk, or the one that ``--dsn`` names; databases on it; its CPU."""
+"""The PostgreSQL under test: a private one on a real disk, or that of ``--dsn``; databases on it; its CPU."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from pgqueue.migrate import migrate
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SETTINGS = {
-    "shared_buffers": "1GB", "max_wal_size": "16GB", "checkpoint_timeout": "1h", "fsync": "on", "synchronous_commit": "on",
-    "max_connections": 300,
+SETTINGS: dict[str, str | int] = {
+    "shared_buffers": "1GB", "max_wal_size": "16GB", "checkpoint_timeout": "1h", "fsync": "on",
+    "synchronous_commit": "on", "max_connections": 300,
 }  # fmt: skip
 _PREFIX = "pgqueue-bench-"
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -113,7 +113,8 @@ def open_server(dsn: str | None) -> Iterator[Server]:
         if dsn is None:
             binaries = embedded.find_binaries()
             bin_dir = embedded.reachable_binaries(binaries, beside=folder)
-            preload = {"shared_preload_libraries": "pg_stat_statements"} if _has_statements(bin_dir) else {}
+            preload: dict[str, str | int] = {"shared_preload_libraries": "pg_stat_statements"}
+            preload = preload if _has_statements(bin_dir) else {}
             private = embedded.PostgresServer(folder / "data", bin_dir, settings=SETTINGS | preload)
             stack.callback(private.stop, "immediate")
             dsn = private.start()
@@ -144,7 +145,7 @@ def _describe(dsn: str, folder: Path) -> Server:
         assert row is not None
         backend, preloaded, version = row
         shown = {name: connection.execute(f"SHOW {name}").fetchone()[0] for name in SETTINGS}  # type: ignore[index]
-    return Server(dsn, folder, _parent_of(backend), "pg_stat_statements" in preloaded, version, shown)
+        return Server(dsn, folder, _parent_of(backend), "pg_stat_statements" in preloaded, version, shown)
 
 
 def _parent_of(backend: int) -> int | None:

@@ -1,16 +1,15 @@
-"""Steady load: 1,000 jobs a second, with and without a snapshot that is held open; and the claim as dead rows pile up."""
+"""Steady load: 1,000 jobs a second, with and without a held snapshot; and the claim as dead rows pile up."""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import multiprocessing
 import secrets
 import statistics
 import threading
 import time
 from typing import TYPE_CHECKING, Any
-
-import psycopg
 
 from benchmarks import floors
 from benchmarks.harness import Bench, Case, Column, Measures, Regime, app_on, percentile, specs, wait_until, workers
@@ -25,6 +24,8 @@ from pgqueue.worker.link import PINNED
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from multiprocessing.connection import Connection
+
+    import psycopg
 
     from benchmarks.server import Database
     from pgqueue.statements import Lanes
@@ -148,7 +149,7 @@ class _ClaimTimes:
         looks = self._looks
         means = [
             (later[1] - earlier[1]) / (later[0] - earlier[0])
-            for earlier, later in zip(looks, looks[1:], strict=False)
+            for earlier, later in itertools.pairwise(looks)
             if later[0] > earlier[0]
         ]
         return {"claim_first_ms": means[0] if means else None, "claim_last_ms": means[-1] if means else None}

@@ -40,24 +40,24 @@ def map_file(path: Path) -> memoryview:
 
 
 @app.task(name="bench.noop", queue=QUEUE)
-async def noop(n: int, text: str) -> None:
+async def noop(n: int, text: str) -> None:  # noqa: ARG001
     """Nothing, on the event loop."""
     tally()[n] += 1
 
 
 @app.task(name="bench.sync", queue=QUEUE)
-def noop_sync(n: int, text: str) -> None:
+def noop_sync(n: int, text: str) -> None:  # noqa: ARG001
     """Nothing, in a thread."""
     tally()[n] += 1
 
 
 @app.task(name="bench.isolated", queue=QUEUE, isolation="process")
-def noop_isolated(n: int, text: str) -> None:
+def noop_isolated(n: int, text: str) -> None:  # noqa: ARG001
     """Nothing, in a child process."""
     tally()[n] += 1
 
 
 @app.task(name="bench.stamp", queue=QUEUE)
-async def stamp(n: int, text: str) -> None:
+async def stamp(n: int, text: str) -> None:  # noqa: ARG001
     """Write down when it started."""
     starts()[n] = time.monotonic_ns()

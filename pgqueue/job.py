@@ -204,10 +204,9 @@ def _check_time(value: datetime | None) -> datetime | None:
         raise InvalidJobError(f"run_at must be a datetime, not {value!r}")
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidJobError("run_at must carry a time zone, for example datetime.now(UTC)")
-    moment = value.astimezone(UTC)
-    if not 1970 <= moment.year <= 9998:  # noqa: PLR2004 - what every client can read back
+    if not 1970 <= value.year <= 9998:  # noqa: PLR2004 - what every client can read back
         raise InvalidJobError(f"run_at must be from 1970 to 9998, not {value.isoformat()}")
-    return moment
+    return value.astimezone(UTC)
 
 
 def _check_attempts(value: Any) -> int:

@@ -1,0 +1,73 @@
+"""The benchmarks still run: on the tests' server, and on a private one that they start and stop themselves."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from pgqueue import embedded
+from pgqueue.errors import EmbeddedServerError
+
+if TYPE_CHECKING:
+    from servers import Server
+
+ROOT = Path(__file__).parent.parent
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
+
+
+def run(*options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "benchmarks", *options]
+    process = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+    )
+    try:
+        out, err = process.communicate(timeout=110)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def cases(path: Path, regime: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text())["regimes"][regime]["cases"]
+    return found
+
+
+def test_drain_on_a_server_of_its_own(tmp_path: Path) -> None:
+    try:
+        embedded.find_binaries()
+    except EmbeddedServerError as error:
+        pytest.skip(str(error))
+    before = set(Path("/var/tmp").glob("pgqueue-bench-*"))
+    done = run("--size", "smoke", "--only", "drain", "--jobs", "1000", "--json", str(tmp_path / "figures.json"))
+    assert done.returncode == 0, done.stderr
+    assert "1 process, async" in done.stdout
+    found = cases(tmp_path / "figures.json", "drain")
+    assert found["statements bare, 2 connections"]["median"]["jobs_per_s"] > 0
+    assert found["2 processes, async"]["ratio_to_floor"]["jobs_per_s"] > 0
+    assert set(Path("/var/tmp").glob("pgqueue-bench-*")) <= before, "it cleans up"
+
+
+@pytest.mark.parametrize("regime", ["latency", "steady", "rest"])
+def test_the_other_regimes_on_a_given_server(regime: str, server: Server, tmp_path: Path) -> None:
+    figures = tmp_path / "figures.json"
+    done = run("--size", "smoke", "--only", regime, "--dsn", server.admin_dsn, "--json", str(figures))
+    assert done.returncode == 0, done.stderr
+    assert cases(figures, regime)
+    with psycopg.connect(server.admin_dsn) as connection:
+        left = connection.execute("SELECT count(*) FROM pg_database WHERE datname LIKE 'pgqueue_bench_%'").fetchone()
+    assert left is not None
+
+
+def test_an_unknown_regime_is_refused() -> None:
+    done = run("--only", "sleep")
+    assert done.returncode == 2
+    assert "no regime sleep" in done.stderr
