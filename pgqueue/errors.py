@@ -5,7 +5,7 @@ All derive from :class:`PgqueueError`. A message says what happened and names th
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from datetime import timedelta
@@ -30,6 +30,9 @@ class UnknownTaskError(PgqueueError, LookupError):
         super().__init__(f"task {task!r} is not registered here; import its module with --app")
         self.task = task
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.task,)
+
 
 class SettingsError(PgqueueError, ValueError):
     """A setting from the environment or the command line has no meaning."""
@@ -42,6 +45,9 @@ class JobNotFoundError(PgqueueError, LookupError):
         super().__init__(f"no job {job_id}: never committed, or pruned from history after its retention")
         self.job_id = job_id
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.job_id,)
+
 
 class JobStateError(PgqueueError):
     """The verb does not apply to the state that the job is in."""
@@ -50,6 +56,10 @@ class JobStateError(PgqueueError):
         super().__init__(f"job {job_id} is {state}: it can't be {verb}")
         self.job_id = job_id
         self.state = state
+        self.verb = verb
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.job_id, self.state, self.verb)
 
 
 class JobFailedError(PgqueueError):
@@ -65,6 +75,9 @@ class JobFailedError(PgqueueError):
         self.state = state
         self.errors = errors
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.job_id, self.state, self.errors)
+
 
 class ResultTimeoutError(PgqueueError, TimeoutError):
     """The job had not finished within the time given; it goes on."""
@@ -76,6 +89,9 @@ class LeaseLostError(PgqueueError):
     def __init__(self, job_id: int) -> None:
         super().__init__(f"job {job_id}: the lease is lost; another worker may be running it")
         self.job_id = job_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.job_id,)
 
 
 class JobTimeoutError(PgqueueError, TimeoutError):
@@ -117,6 +133,9 @@ class Snooze(Interruption):
         super().__init__(f"snooze {delay}")
         self.delay = delay
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.delay,)
+
 
 class Retry(Interruption):
     """Fail this attempt and try again after ``delay`` instead of the task's backoff."""
@@ -124,6 +143,9 @@ class Retry(Interruption):
     def __init__(self, delay: timedelta | float | str, reason: str = "the handler asked for a retry") -> None:
         super().__init__(reason)
         self.delay = delay
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.delay, str(self))
 
 
 class Cancel(Interruption):

@@ -15,6 +15,7 @@ DEFAULT_QUEUE: Final = "default"
 DEFAULT_PRIORITY: Final = 5
 DEFAULT_MAX_ATTEMPTS: Final = 10
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
+MAX_META_BYTES: Final = 32 * 1024
 MAX_NAME_LENGTH: Final = 128
 MAX_KEY_LENGTH: Final = 512
 MOST_ATTEMPTS: Final = 32_767
@@ -84,7 +85,7 @@ class JobSpec:
             max_attempts=_check_attempts(max_attempts),
             timeout=_check_timeout(timeout),
             unique_key=None if unique_key is None else check_text(unique_key, "unique_key", MAX_KEY_LENGTH),
-            meta=None if meta is None else dump_payload(meta, "meta"),
+            meta=None if meta is None else _dump_meta(meta),
         )
 
     def changed(self, **options: Any) -> Self:
@@ -195,6 +196,15 @@ def check_json(data: bytes, what: str = "payload") -> str:
     if b"\\u0000" in data.replace(b"\\\\", b""):
         raise InvalidPayloadError(f"{what} holds a NUL character (\\u0000), which PostgreSQL can't store")
     return data.decode()
+
+
+def _dump_meta(meta: Any) -> str:
+    if not isinstance(meta, dict):
+        raise InvalidJobError(f"meta must be a dict, not {type(meta).__name__}")
+    text = dump_payload(meta, "meta")
+    if len(text.encode()) > MAX_META_BYTES:
+        raise InvalidJobError(f"meta must be at most {MAX_META_BYTES} bytes")
+    return text
 
 
 def _check_time(value: datetime | None) -> datetime | None:

@@ -12,6 +12,7 @@ import orjson
 MAX_RESULT_BYTES: Final = 1024 * 1024
 MAX_MESSAGE: Final = 2_000
 MAX_TRACEBACK: Final = 8_000
+REMOTE_TRACEBACK: Final = "__pgqueue_traceback__"  # of an exception that comes from a child process
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +45,11 @@ def describe_error(error: BaseException, attempt: int) -> str:
     """The JSON object that is kept in ``errors``: attempt, type, message, traceback, at."""
     try:
         message = str(error)
-    except Exception:  # noqa: BLE001 - a broken __str__ must not break the record
+    except BaseException:  # noqa: BLE001 - a broken __str__ must not break the record
         message = "<its __str__ failed>"
-    trace = "".join(traceback.format_exception(error)) if error.__traceback__ else ""
+    trace = getattr(error, REMOTE_TRACEBACK, "")
+    if not trace and error.__traceback__:
+        trace = "".join(traceback.format_exception(error))
     return error_json(attempt, type(error).__name__, message, trace)
 
 
@@ -67,7 +70,7 @@ def dump_result(value: Any) -> str:
     """JSON text of a result. Never fails: completion must not depend on what a handler returns."""
     try:
         data = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS, default=_default)
-    except Exception as error:  # noqa: BLE001 - whatever a user's class does when it is looked at
+    except BaseException as error:  # noqa: BLE001 - whatever a user's class does when it is looked at
         text = _clean(_safe_repr(value))
         return _storable(orjson.dumps({"note": f"not JSON: {error}", "repr": _cut(text, MAX_MESSAGE)}))
     if len(data) > MAX_RESULT_BYTES:
@@ -125,5 +128,5 @@ def _cut_middle(text: str, longest: int) -> str:
 def _safe_repr(value: Any) -> str:
     try:
         return repr(value)
-    except Exception:  # noqa: BLE001 - whatever a user's __repr__ does
+    except BaseException:  # noqa: BLE001 - whatever a user's __repr__ does
         return f"<{type(value).__name__}>"

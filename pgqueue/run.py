@@ -29,22 +29,13 @@ class Run:
 
     __slots__ = (
         "app", "attempt", "cancel_hook", "cancelled", "ended", "id", "landed", "lost", "max_attempts", "meta",
-        "payload", "priority", "queue", "releasing", "report", "result", "started", "task", "timed_out", "timeout", "token",
+        "payload", "priority", "queue", "releasing", "report", "result", "started", "task", "timed_out",
+        "timeout", "token",
     )  # fmt: skip
 
     def __init__(self, row: tuple[Any, ...], token: int, app: App) -> None:
-        (
-            self.priority,
-            _,
-            self.id,
-            self.queue,
-            self.task,
-            self.payload,
-            self.attempt,
-            self.max_attempts,
-            self.timeout,
-            self.meta,
-        ) = row
+        (self.priority, _, self.id, self.queue, self.task, self.payload,
+         self.attempt, self.max_attempts, self.timeout, self.meta) = row  # fmt: skip
         self.token = token
         self.app = app
         self.started = 0.0

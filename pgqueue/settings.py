@@ -75,7 +75,7 @@ class Settings:
         for field in fields(cls):
             source, raw = field.name, given.get(field.name)
             if raw is None:
-                source, raw = _from_environment(field.name, env)
+                source, raw = from_environment(field.name, env)
             if raw is not None:
                 values[field.name] = _convert(field.name, source, raw)
         return cls(**values)
@@ -93,7 +93,8 @@ class Settings:
         return embedded_dsn()
 
 
-def _from_environment(name: str, env: Mapping[str, str]) -> tuple[str, str | None]:
+def from_environment(name: str, env: Mapping[str, str]) -> tuple[str, str | None]:
+    """The variable that says a setting, and its value; (the setting's name, None) when none does."""
     names = [f"PGQUEUE_{name.upper()}"]
     if name == "dsn":
         names.append("DATABASE_URL")

@@ -31,7 +31,9 @@ PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *(ROOT / "examples").rglob("*.md")],
     key=lambda page: str(page.relative_to(ROOT)),
 )
-BLOCK = re.compile(r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(
+    r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 BEFORE = {"README.md": "CREATE TABLE users (email text PRIMARY KEY)"}
 
@@ -207,7 +209,9 @@ def test_python_compiles(block):
 
 def _shell_commands() -> list[Any]:
     lines = [(block, line) for block in BLOCKS if block.language in {"", "sh"} for line in block.code.splitlines()]
-    return [pytest.param(line, id=f"{block}-{line}") for block, line in lines if line.startswith("pgq ") and "[" not in line]
+    return [
+        pytest.param(line, id=f"{block}-{line}") for block, line in lines if line.startswith("pgq ") and "[" not in line
+    ]
 
 
 @pytest.mark.parametrize("line", _shell_commands())
@@ -240,7 +244,9 @@ def test_the_examples_of_a_page_run(name, dsn, monkeypatch):
                     exec(compile("\n" * (block.line - 1) + block.code, name, "exec"), vars(module))
     try:
         asyncio.run(_run_what_is_there(module))
-        ended = {record.task: record for record in module.app.client.jobs(limit=1000) if record.task in module.app.tasks}
+        ended = {
+            record.task: record for record in module.app.client.jobs(limit=1000) if record.task in module.app.tasks
+        }
         assert ended
         assert {record.state for record in ended.values()} <= {"completed", "cancelled", "scheduled"}
     finally:

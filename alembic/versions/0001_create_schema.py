@@ -16,7 +16,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     execute_sql("""
-        DROP FUNCTION pgqueue.bell_key, pgqueue.ring, pgqueue.acceptable, pgqueue.due, pgqueue.reject,
+        DROP FUNCTION pgqueue.bell_key, pgqueue.ring, pgqueue.fits, pgqueue.acceptable, pgqueue.due, pgqueue.reject,
             pgqueue.enqueue, pgqueue.enqueue_many, pgqueue.cancel, pgqueue.retry, pgqueue.redrive_ids,
             pgqueue.redrive, pgqueue.purge, pgqueue.purge_dead, pgqueue.pause, pgqueue.resume, pgqueue.prune;
         DROP VIEW pgqueue.all_jobs, pgqueue.queue_stats;

@@ -166,20 +166,30 @@ BEGIN
     END IF;
 END $$;
 
+-- Is this at most a mebibyte of compact JSON? A value of up to 4096 bytes can't be more even when it is compressed
+-- (pglz: 91 to 1 at best), so small payloads are not turned into text to be counted.
+CREATE FUNCTION pgqueue.fits(payload jsonb) RETURNS boolean
+LANGUAGE sql IMMUTABLE PARALLEL SAFE AS $$
+    SELECT CASE WHEN pg_column_size(payload) <= 4096 THEN true
+                WHEN octet_length(payload::text) <= 1048576 THEN true
+                ELSE octet_length(replace(replace(payload::text, ', ', ','), ': ', ':')) <= 1048576 END
+$$;
+
 -- May this job be stored? One expression, inlined by the planner, the same for every way in.
 CREATE FUNCTION pgqueue.acceptable(
     task text, payload jsonb, queue text, priority integer, due timestamptz,
-    max_attempts integer, timeout interval, unique_key text
+    max_attempts integer, timeout interval, unique_key text, meta jsonb
 ) RETURNS boolean
 LANGUAGE sql STABLE PARALLEL SAFE AS $$
     SELECT char_length(task) BETWEEN 1 AND 128
        AND char_length(queue) BETWEEN 1 AND 128
-       AND pg_column_size(payload) <= 1048576
+       AND CASE WHEN pg_column_size(payload) <= 4096 THEN true ELSE pgqueue.fits(payload) END
        AND priority BETWEEN 0 AND 9
        AND max_attempts BETWEEN 1 AND 32767
        AND due BETWEEN '1970-01-01Z' AND '9999-01-01Z'
        AND (timeout IS NULL OR timeout BETWEEN interval '1 microsecond' AND interval '36500 days')
        AND (unique_key IS NULL OR char_length(unique_key) BETWEEN 1 AND 512)
+       AND (meta IS NULL OR (jsonb_typeof(meta) = 'object' AND pg_column_size(meta) <= 65536))
 $$;
 
 -- When a job is due; NULL when delay and run_at contradict each other or delay is negative.
@@ -192,13 +202,13 @@ $$;
 -- Say why a job was refused. Called only when the test has failed, so the good path pays nothing.
 CREATE FUNCTION pgqueue.reject(
     task text, payload jsonb, queue text, priority integer, delay interval, run_at timestamptz,
-    max_attempts integer, timeout interval, unique_key text, place text DEFAULT ''
+    max_attempts integer, timeout interval, unique_key text, meta jsonb, place text DEFAULT ''
 ) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    IF pg_column_size(payload) > 1048576 THEN
+    IF NOT pgqueue.fits(payload) THEN
         RAISE EXCEPTION USING ERRCODE = 'program_limit_exceeded',
-            MESSAGE = format('%spayload of %s bytes is over the limit of 1048576', place, pg_column_size(payload)),
+            MESSAGE = format('%spayload of %s bytes is over the limit of 1048576', place, octet_length(payload::text)),
             HINT = 'Store the data in a table of your own and enqueue its key.';
     END IF;
     RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = place || CASE
@@ -211,6 +221,8 @@ BEGIN
         WHEN delay < interval '0' THEN 'delay must not be negative'
         WHEN timeout NOT BETWEEN interval '1 microsecond' AND interval '36500 days' THEN 'timeout must be positive, and at most 36500 days'
         WHEN char_length(unique_key) NOT BETWEEN 1 AND 512 THEN 'unique_key must have 1 to 512 characters'
+        WHEN jsonb_typeof(meta) <> 'object' THEN 'meta must be a JSON object'
+        WHEN pg_column_size(meta) > 65536 THEN 'meta must be at most 65536 bytes'
         ELSE 'run_at must be finite, from 1970 to 9998' END;
 END $$;
 
@@ -234,8 +246,8 @@ DECLARE
     due timestamptz := pgqueue.due(delay, run_at);
     new_id bigint;
 BEGIN
-    IF pgqueue.acceptable(task, payload, queue, priority, due, max_attempts, timeout, unique_key) IS NOT TRUE THEN
-        PERFORM pgqueue.reject(task, payload, queue, priority, delay, run_at, max_attempts, timeout, unique_key);
+    IF pgqueue.acceptable(task, payload, queue, priority, due, max_attempts, timeout, unique_key, meta) IS NOT TRUE THEN
+        PERFORM pgqueue.reject(task, payload, queue, priority, delay, run_at, max_attempts, timeout, unique_key, meta);
     END IF;
     IF unique_key IS NULL THEN
         INSERT INTO pgqueue.jobs AS j (task, payload, queue, priority, run_at, max_attempts, timeout, meta)
@@ -276,6 +288,8 @@ DECLARE
     bad record;
     missing integer;
     ids bigint[];
+    item jsonb;
+    index integer := 0;
 BEGIN
     IF jsonb_typeof(enqueue_many.jobs) IS DISTINCT FROM 'array' THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = 'jobs must be a JSON array of objects';
@@ -293,6 +307,7 @@ BEGIN
             || CASE WHEN bad.kind <> 'object' THEN 'must be an object, not ' || bad.kind ELSE format('%L is not an option', bad.key) END;
     END IF;
 
+    BEGIN
     SELECT array_agg(ROW(
         nextval('pgqueue.jobs_id_seq'), pgqueue.due(r.delay, r.run_at), now(), NULL, NULL, NULL,
         'available', coalesce(r.priority, 5), 0, coalesce(r.max_attempts, 10), false, coalesce(r.queue, 'default'), r.task,
@@ -301,19 +316,31 @@ BEGIN
     FROM jsonb_array_elements(enqueue_many.jobs) WITH ORDINALITY e(item, nth)
     CROSS JOIN LATERAL jsonb_to_record(e.item) AS r(task text, queue text, priority smallint, delay interval,
         run_at timestamptz, max_attempts smallint, timeout interval, unique_key text, meta jsonb);
+    EXCEPTION WHEN data_exception THEN  -- a value is of the wrong kind: find its element
+        FOR item IN SELECT e FROM jsonb_array_elements(enqueue_many.jobs) e LOOP
+            BEGIN
+                PERFORM FROM jsonb_to_record(item) AS r(task text, queue text, priority smallint, delay interval,
+                    run_at timestamptz, max_attempts smallint, timeout interval, unique_key text, meta jsonb);
+            EXCEPTION WHEN data_exception THEN
+                RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('job %s: %s', index, SQLERRM);
+            END;
+            index := index + 1;
+        END LOOP;
+        RAISE;
+    END;
 
     SELECT e.nth, r.*, e.item -> 'payload' AS payload INTO bad
     FROM unnest(given) WITH ORDINALITY AS g(id, run_at, created_at, started_at, lease_until, lease_token, state, priority,
         attempt, max_attempts, cancel_requested, queue, task, payload, timeout, unique_key, worker, progress, errors, meta, nth)
     CROSS JOIN LATERAL (SELECT enqueue_many.jobs -> (g.nth - 1)::integer AS item, g.nth) e
     CROSS JOIN LATERAL jsonb_to_record(e.item) AS r(task text, queue text, priority smallint, delay interval,
-        run_at timestamptz, max_attempts smallint, timeout interval, unique_key text)
+        run_at timestamptz, max_attempts smallint, timeout interval, unique_key text, meta jsonb)
     WHERE pgqueue.acceptable(g.task, g.payload, g.queue, g.priority::integer, g.run_at, g.max_attempts::integer, g.timeout,
-                             g.unique_key) IS NOT TRUE
+                             g.unique_key, g.meta) IS NOT TRUE
     LIMIT 1;
     IF FOUND THEN
         PERFORM pgqueue.reject(bad.task, coalesce(bad.payload, '{}'), coalesce(bad.queue, 'default'), coalesce(bad.priority, 5::smallint)::integer,
-            bad.delay, bad.run_at, coalesce(bad.max_attempts, 10::smallint)::integer, bad.timeout, bad.unique_key,
+            bad.delay, bad.run_at, coalesce(bad.max_attempts, 10::smallint)::integer, bad.timeout, bad.unique_key, bad.meta,
             format('job %s: ', bad.nth - 1));
     END IF;
 
@@ -539,6 +566,7 @@ GRANT USAGE ON SCHEMA pgqueue TO pgqueue_producer, pgqueue_worker, pgqueue_reade
 GRANT EXECUTE ON FUNCTION
     pgqueue.enqueue(text, jsonb, text, integer, interval, timestamptz, integer, interval, text, jsonb), pgqueue.enqueue_many(jsonb)
     TO pgqueue_producer, pgqueue_worker, pgqueue_admin;
+GRANT SELECT ON pgqueue.alembic_version TO pgqueue_producer;
 -- The reader: every table and view, no verb.
 GRANT SELECT ON ALL TABLES IN SCHEMA pgqueue TO pgqueue_reader, pgqueue_worker, pgqueue_admin;
 -- The worker: the engine's own statements.

@@ -439,7 +439,7 @@ class Staff:
 
     def hire(self, name: str) -> None:
         """Start a worker; in a session of its own, so that Ctrl-C reaches it through us."""
-        from pgqueue.worker.supervisor import _die_with_parent  # noqa: PLC0415
+        from pgqueue.worker.supervisor import die_with_parent  # noqa: PLC0415
 
         process = subprocess.Popen(  # noqa: S603 - our own command line
             [
@@ -458,7 +458,7 @@ class Staff:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one prctl
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - one prctl
         )
         reader = threading.Thread(target=self._listen, args=(name, process.stderr), daemon=True)
         reader.start()

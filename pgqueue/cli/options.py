@@ -70,14 +70,14 @@ class Context:
 
     def settings_over(self, base: Settings, **given: Any) -> Settings:
         """Flag, else environment, else what the app's own settings say."""
-        from pgqueue.settings import Settings, _from_environment  # noqa: PLC0415
+        from pgqueue.settings import Settings, from_environment  # noqa: PLC0415
 
         given = {"dsn": self.dsn, "schema": self.schema, **given}
         loaded = Settings.load(**given)
         said = {
             field.name: getattr(loaded, field.name)
             for field in fields(Settings)
-            if given.get(field.name) is not None or _is_set(_from_environment(field.name, os.environ))
+            if given.get(field.name) is not None or _is_set(from_environment(field.name, os.environ))
         }
         return _checked(replace(base, **said))
 

@@ -51,7 +51,7 @@ async def run_async(session: Any, statement: Statement[T]) -> T:
 
 @cache
 def _clause(sql: str) -> TextClause:
-    """psycopg's placeholders as SQLAlchemy's, so that any driver's paramstyle serves."""
+    """Psycopg's placeholders as SQLAlchemy's, so that any driver's paramstyle serves."""
     return text(_PLAIN.sub(r":\1", _CAST.sub(r"CAST(:\1 AS \2)", sql)).replace("%%", "%"))
 
 

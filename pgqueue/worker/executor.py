@@ -54,7 +54,7 @@ class Executor:
         self._ready: deque[Run] = deque()
         self._ready_since = 0.0
         self._running: set[Run] = set()
-        self._stopping = False
+        self._stopping = self._over = False
         self.hungry = asyncio.Event()
         self.hungry.set()
         self.idle = asyncio.Event()
@@ -158,6 +158,7 @@ class Executor:
 
     async def shut_down(self) -> bool:
         """End the coroutines, the idle threads and the children; answers False when a coroutine does not end."""
+        self._over = True
         for task in self._coroutines:
             task.cancel()
         stuck = (await asyncio.wait(self._coroutines, timeout=1))[1] if self._coroutines else set()
@@ -184,7 +185,8 @@ class Executor:
             if task is None:
                 self._end(run, self._failed(run, None, UnknownTaskError(run.task)))
                 continue
-            self._watch(run, task)
+            if task.kind != "process":  # a child's time counts from when it has taken the job
+                self._watch(run, task)
             if task.kind != "async":
                 self._start_in_thread(run, task)
                 continue
@@ -323,9 +325,9 @@ class Executor:
             if arguments.job_parameter is not None:
                 kwargs[arguments.job_parameter] = Job(run.id, self._app, run)
             value = await task.function(**kwargs)
-        except GeneratorExit:
-            raise
-        except BaseException as error:  # noqa: BLE001 - SystemExit and the like end this job and nothing else
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and self._over:
+                raise
             outcome = self._failed(run, task, error)
         else:
             outcome = COMPLETED if value is None or run.landed else completed(value)
@@ -362,7 +364,7 @@ class Executor:
             if run.cancelled or run.ended:
                 raise asyncio.CancelledError  # noqa: TRY301 - it was cancelled or abandoned on its way to this thread
             if task.kind == "process":
-                return self._children.call(run, task)
+                return self._children.call(run, task, lambda: self._loop.call_soon_threadsafe(self._watch, run, task))
             arguments = task.arguments
             kwargs = arguments.load(run.payload)
             if arguments.job_parameter is not None:
@@ -387,6 +389,8 @@ class Executor:
     # -- timeouts ----------------------------------------------------------------------------------------------------
 
     def _watch(self, run: Run, task: Task[Any, Any]) -> None:
+        if run.ended:
+            return
         if run.timeout is None:
             if task.timeout is None:
                 return

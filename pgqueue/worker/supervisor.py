@@ -122,7 +122,7 @@ class _Copy:
         self._process = subprocess.Popen(  # noqa: S603 - our own command line
             self._command,
             start_new_session=True,
-            preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - we have no threads
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - we have no threads
         )
         self._start_at = 0.0
 
@@ -142,6 +142,6 @@ class _Copy:
             self._process.send_signal(number)
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """In the child before exec, on Linux: SIGTERM when the supervisor is gone, however it went (prctl(2))."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

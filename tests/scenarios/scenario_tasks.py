@@ -1,0 +1,117 @@
+"""The app whose tasks the scenarios' workers run. Handlers write to the ledger named in the environment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+
+from scenarios.ledger import Ledger
+
+from pgqueue import App, Fixed, Job
+from pgqueue.run import current_run
+
+app = App()
+ledger = Ledger(os.environ.get("SCENARIO_LEDGER", "/dev/null"))
+
+
+def write(event: str) -> None:
+    run = current_run.get()
+    assert run is not None
+    ledger.write(event, run.id, run.attempt, run.token)
+
+
+@app.task(name="nap")
+async def nap(seconds: float = 0.0) -> float:
+    """Async work of this length."""
+    write("start")
+    try:
+        await asyncio.sleep(seconds)
+    except asyncio.CancelledError:
+        write("cancelled")
+        raise
+    write("end")
+    return seconds
+
+
+@app.task(name="toil")
+def toil(job: Job, seconds: float = 0.0) -> float:
+    """The same in a thread; looks whether it is to stop."""
+    write("start")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if job.cancelled:
+            write("cancelled")
+            raise InterruptedError("told to stop")
+        time.sleep(0.01)
+    write("end")
+    return seconds
+
+
+@app.task(name="block")
+async def block(seconds: float) -> None:
+    """Blocks the event loop."""
+    write("start")
+    time.sleep(seconds)
+    write("end")
+
+
+@app.task(name="stubborn")
+async def stubborn() -> None:
+    """Does not listen."""
+    write("start")
+    while True:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            write("cancelled")
+
+
+@app.task(name="fail", retry=Fixed("200ms"), max_attempts=3)
+async def fail(message: str) -> None:
+    """Always raises."""
+    write("start")
+    raise ValueError(message)
+
+
+@app.task(name="doubling", max_attempts=3)
+async def doubling() -> None:
+    """Always raises, with the default backoff."""
+    write("start")
+    raise ValueError("again")
+
+
+@app.task(name="die_async", max_attempts=2)
+async def die_async() -> None:
+    write("start")
+    os._exit(9)
+
+
+@app.task(name="die_thread", max_attempts=2)
+def die_thread() -> None:
+    write("start")
+    os._exit(9)
+
+
+@app.task(name="die_isolated", max_attempts=2, retry=Fixed(0), isolation="process")
+def die_isolated() -> None:
+    write("start")
+    os._exit(9)
+
+
+@app.task(name="exit_in_a_subtask", max_attempts=2, retry=Fixed(0))
+async def exit_in_a_subtask() -> None:
+    write("start")
+
+    async def leave() -> None:
+        raise SystemExit(3)
+
+    await asyncio.gather(leave())
+
+
+@app.task(name="isolated_nap", isolation="process")
+def isolated_nap(seconds: float) -> int:
+    write("start")
+    time.sleep(seconds)
+    write("end")
+    return os.getpid()

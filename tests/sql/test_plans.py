@@ -1,0 +1,291 @@
+"""The plans of the hot statements, as a worker runs them (pinned settings, generic plans): which index, how many pages.
+
+The tables are empty, skewed and large; the planner's statistics are those of an empty table, or fresh.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from peers import LANES, LEASE, SCHEMA, Peer
+
+from pgqueue import statements
+from pgqueue.job import JobSpec
+from pgqueue.outcome import Outcome
+from pgqueue.statements import Lanes
+from pgqueue.worker.link import PINNED
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from servers import Server
+
+    from pgqueue.statements import Statement
+
+LARGE = 200_000
+BATCH = 100
+FILLS = {
+    "empty": "SELECT 1",
+    "skewed": f"""
+        INSERT INTO pgqueue.jobs (task, queue, priority, run_at)
+        SELECT 't', 'hot', 0, now() + interval '1 hour' + n * interval '1 ms' FROM generate_series(1, {LARGE}) n;
+        INSERT INTO pgqueue.jobs (task, queue, priority, run_at)
+        SELECT 't', 'hot', 9, now() - interval '1 hour' + n * interval '1 ms' FROM generate_series(1, 2000) n;
+        INSERT INTO pgqueue.jobs (task, queue) SELECT 't', 'q' || n FROM generate_series(1, 50) n""",
+    "large": f"""
+        INSERT INTO pgqueue.jobs (task, queue, priority, run_at, unique_key)
+        SELECT 't', 'hot', n % 10, now() - interval '1 hour' + n * interval '1 ms', CASE n % 10 WHEN 0 THEN 'k' || n END
+        FROM generate_series(1, {LARGE}) n""",
+}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What EXPLAIN (ANALYZE, BUFFERS) said."""
+
+    root: dict[str, Any]
+
+    def nodes(self, node: dict[str, Any] | None = None) -> Iterator[dict[str, Any]]:
+        node = node or self.root
+        yield node
+        for child in node.get("Plans", []):
+            yield from self.nodes(child)
+
+    @property
+    def buffers(self) -> int:
+        return int(self.root["Shared Hit Blocks"] + self.root["Shared Read Blocks"])
+
+    def scans(self, relation: str) -> set[tuple[str, str | None]]:
+        return {
+            (node["Node Type"], node.get("Index Name"))
+            for node in self.nodes()
+            if node.get("Relation Name") == relation and node["Node Type"] != "ModifyTable"
+        }
+
+    def indexes(self, relation: str) -> set[str | None]:
+        """The indexes by which a table was read; a scan of the whole table is None."""
+        return {index for _, index in self.scans(relation)}
+
+
+class Explainer(Peer):
+    """A peer with a worker's settings that explains what it runs."""
+
+    def __init__(self, dsn: str) -> None:
+        super().__init__(dsn)
+        self.sql(PINNED)
+        self._clients = psycopg.ClientCursor(self.connection)
+        self._count = 0
+
+    def explain(self, statement: Statement[Any]) -> Plan:
+        """Run it as a prepared statement with a generic plan, like a worker's link."""
+        names: list[str] = []
+
+        def number(match: re.Match[str]) -> str:
+            if match[1] not in names:
+                names.append(match[1])
+            return f"${names.index(match[1]) + 1}"
+
+        sql = re.sub(r"%\((\w+)\)s", number, statement.sql).replace("%%", "%")
+        self._count += 1
+        self.sql(f"PREPARE s{self._count} AS {sql}")
+        params = [(statement.params or {})[name] for name in names]
+        call = f"s{self._count}" + (f"({', '.join(['%s'] * len(names))})" if names else "")
+        self._clients.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {call}", params)
+        ((answer,),) = self._clients.fetchall()
+        return Plan(answer[0]["Plan"])
+
+    def claim_statement(
+        self, limit: int = BATCH, queues: Sequence[str] = ("hot",), mark: tuple[datetime, int] | None = None
+    ) -> Statement[Any]:
+        lanes = [(queue, priority) for priority in LANES for queue in queues]
+        where = Lanes(
+            [queue for queue, _ in lanes],
+            [priority for _, priority in lanes],
+            [mark and mark[0] for _ in lanes],
+            [mark[1] if mark else 0 for _ in lanes],
+        )
+        return statements.claim(where, ["t", "u"], limit, self._next_token(), LEASE, "w", schema=SCHEMA)
+
+    def next_due_statement(self, queues: Sequence[str] = ("hot",)) -> Statement[Any]:
+        lanes = [(queue, priority) for priority in LANES for queue in queues]
+        return statements.next_due([q for q, _ in lanes], [p for _, p in lanes], ["t"], schema=SCHEMA)
+
+    def _next_token(self) -> int:
+        return 5_000_000 + self.value("SELECT nextval('pgqueue.jobs_id_seq')")
+
+
+@pytest.fixture(scope="module")
+def filled(server: Server) -> Iterator[Callable[[str, bool], str]]:
+    """Databases by fill and freshness of statistics, made once: `filled("large", True)`. Tests leave them as they were."""
+    names: dict[tuple[str, bool], str] = {}
+
+    def make(fill: str, analyzed: bool) -> str:
+        if (fill, analyzed) not in names:
+            names[fill, analyzed] = server.create()
+            with Peer(server.dsn(names[fill, analyzed])) as peer:
+                peer.sql("ALTER TABLE pgqueue.jobs SET (autovacuum_enabled = off)")
+                peer.sql("ANALYZE pgqueue.jobs, pgqueue.leases, pgqueue.history")
+                peer.sql(FILLS[fill])
+                peer.sql("VACUUM (ANALYZE) pgqueue.jobs" if analyzed else "VACUUM pgqueue.jobs")
+                if not analyzed:
+                    peer.sql("UPDATE pg_class SET reltuples = 0, relpages = 0 WHERE oid = 'pgqueue.jobs'::regclass")
+        return server.dsn(names[fill, analyzed])
+
+    yield make
+    for name in names.values():
+        server.drop(name)
+
+
+CASES = [(fill, analyzed) for fill in FILLS for analyzed in (False, True)]
+
+
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'fresh' if case[1] else 'stale'}")
+def peer(request: pytest.FixtureRequest, filled: Callable[[str, bool], str]) -> Iterator[Explainer]:
+    """A worker on each kind of table; whatever it does is rolled back."""
+    with Explainer(filled(*request.param)) as explainer:
+        explainer.begin()
+        yield explainer
+        explainer.rollback()
+
+
+def test_a_claim_reads_an_ordered_range_per_lane_and_updates_by_id(peer: Explainer):
+    plan = peer.explain(peer.claim_statement())
+    claimed = peer.value("SELECT count(*) FROM pgqueue.jobs WHERE state = 'running'")
+    assert plan.indexes("jobs") == {"jobs_claim", "jobs_pkey"}
+    assert claimed in {0, BATCH}
+    assert plan.buffers <= 60 + 30 * claimed
+    marked = peer.explain(peer.claim_statement(mark=(datetime.now(UTC) - timedelta(days=1), 0)))
+    assert marked.indexes("jobs") == {"jobs_claim", "jobs_pkey"}
+
+
+def test_a_claim_over_many_queues_touches_a_few_pages_per_lane(peer: Explainer):
+    plan = peer.explain(peer.claim_statement(10, queues=[f"q{n}" for n in range(20)]))
+    claimed = peer.value("SELECT count(*) FROM pgqueue.jobs WHERE state = 'running'")
+    assert plan.indexes("jobs") == {"jobs_claim", "jobs_pkey"}
+    assert plan.buffers <= 60 + 6 * 20 * len(LANES) + 30 * claimed
+
+
+def test_next_due_probes_each_lane_once(peer: Explainer):
+    plan = peer.explain(peer.next_due_statement())
+    assert plan.indexes("jobs") == {"jobs_claim"}
+    assert plan.buffers <= 20 + 8 * len(LANES)
+
+
+def test_finish_goes_by_id(peer: Explainer):
+    claim = peer.claim(BATCH, queues=["hot"])
+    verdicts = ["completed", "dead", "cancelled", "retry", "snooze", "release"]
+    landings = [
+        (job_id, claim.token, Outcome(verdicts[nth % 6], error='{"a": 1}')) for nth, job_id in enumerate(claim.ids)
+    ]
+    plan = peer.explain(statements.finish(landings, [claim.token], schema=SCHEMA))
+    assert plan.indexes("jobs") <= {"jobs_pkey"}
+    assert plan.indexes("leases") <= {"leases_pkey"}
+    assert plan.buffers <= 100 + 60 * len(landings)
+    assert not [job_id for job_id in claim.ids if peer.state(job_id) == "running"]
+
+
+def test_a_renewal_goes_by_id(peer: Explainer):
+    claim = peer.claim(BATCH, queues=["hot"])
+    held = [(job_id, claim.token) for job_id in claim.ids]
+    plan = peer.explain(statements.renew([claim.token], held, LEASE, schema=SCHEMA))
+    assert plan.indexes("jobs") == {"jobs_pkey"}
+    assert plan.indexes("leases") <= {"leases_pkey"}
+    assert plan.buffers <= 60 + 30 * len(held)
+
+
+def test_a_sweep_goes_by_the_ids_in_the_lease(peer: Explainer):
+    claim = peer.claim(BATCH, queues=["hot"])
+    peer.expire(claim, by="1 hour")
+    plan = peer.explain(statements.sweep(100, schema=SCHEMA))
+    assert plan.indexes("jobs") == {"jobs_pkey"}
+    assert plan.buffers <= 100 + 60 * len(claim.ids)
+    assert not [job_id for job_id in claim.ids if peer.state(job_id) == "running"]
+
+
+def test_progress_goes_by_id(peer: Explainer):
+    claim = peer.claim(BATCH, queues=["hot"])
+    reports = [(job_id, claim.token, '{"value": 1}') for job_id in claim.ids] or [(1, 1, "{}")]
+    plan = peer.explain(statements.progress(reports, schema=SCHEMA))
+    assert plan.indexes("jobs") == {"jobs_pkey"}
+
+
+def test_landed_goes_by_id(peer: Explainer):
+    plan = peer.explain(statements.landed([(1, 1, Outcome("completed"))], schema=SCHEMA))
+    scans = {node.get("Index Name") or node["Node Type"] for node in plan.nodes() if "Scan" in node["Node Type"]}
+    assert not [scan for scan in scans if scan == "Seq Scan"]
+
+
+def test_one_job_is_read_by_id(peer: Explainer):
+    job_id = peer.enqueue()
+    plan = peer.explain(statements.get_job(job_id, schema=SCHEMA))
+    assert plan.indexes("jobs") == {"jobs_pkey"}
+    assert plan.buffers <= 60
+
+
+def test_an_enqueue_touches_a_bounded_number_of_pages_with_and_without_a_key(peer: Explainer):
+    for options in ({}, {"unique_key": "new"}, {"unique_key": "new"}, {"unique_key": "k10"}):
+        peer.explain(statements.enqueue(JobSpec.make("t", **options), schema=SCHEMA))  # the function's own plans
+        plan = peer.explain(statements.enqueue(JobSpec.make("t", **options), schema=SCHEMA))
+        assert plan.buffers <= 100, options
+
+
+@pytest.mark.parametrize("keyed", [False, True], ids=["plain", "keyed"])
+def test_an_enqueue_of_many_touches_a_bounded_number_of_pages_per_job(peer: Explainer, *, keyed: bool):
+    specs = [JobSpec.make("t", unique_key=f"new{n}" if keyed else None) for n in range(1000)]
+    peer.explain(statements.enqueue_many(specs[:1], schema=SCHEMA))
+    plan = peer.explain(statements.enqueue_many(specs, schema=SCHEMA))
+    assert plan.buffers <= 200 + (25 if keyed else 15) * len(specs)
+
+
+def test_a_verb_on_one_job_touches_a_bounded_number_of_pages(peer: Explainer):
+    for verb in (statements.cancel, statements.retry, statements.cancel):
+        job_id = peer.enqueue()
+        peer.explain(verb(job_id, schema=SCHEMA))
+        assert peer.explain(verb(job_id, schema=SCHEMA)).buffers <= 200
+
+
+# -- how rows are written --------------------------------------------------------------------------------------------
+
+
+def test_claims_and_renewals_are_hot_updates(dsn: str):
+    with Peer(dsn) as peer:
+        peer.sql("INSERT INTO pgqueue.jobs (task) SELECT 't' FROM generate_series(1, 5000)")
+        for _ in range(40):
+            peer.renew(peer.claim(100))
+        peer.sql("SELECT pg_stat_force_next_flush()")
+        peer.sql("SELECT 1")
+        ((updated, hot),) = peer.sql(
+            "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'pgqueue.jobs'::regclass"
+        )
+    assert updated == 8000
+    assert hot >= 0.95 * updated
+
+
+def test_a_mark_keeps_a_claim_flat_under_a_held_snapshot(dsn: str):
+    """I10: 20,000 dead versions that nobody may remove lie at the front of the queue."""
+    with Peer(dsn) as holder, Explainer(dsn) as peer:
+        peer.sql("ALTER TABLE pgqueue.jobs SET (autovacuum_enabled = off)")
+        peer.sql("""INSERT INTO pgqueue.jobs (task, queue, run_at)
+                    SELECT 't', 'hot', now() - interval '1 hour' + n * interval '1 ms' FROM generate_series(1, 21000) n""")
+        holder.begin("REPEATABLE READ")
+        holder.sql("SELECT count(*) FROM pgqueue.jobs")
+        mark = None
+        for _ in range(20):
+            claim = peer.claim(1000, queues=["hot"])
+            mark = max((row[1], row[2]) for row in claim.rows)
+            peer.end(claim)
+        peer.begin()
+        marked = peer.explain(peer.claim_statement(mark=mark)).buffers
+        claimed = peer.value("SELECT count(*) FROM pgqueue.jobs WHERE state = 'running'")
+        peer.rollback()
+        peer.begin()
+        unmarked = peer.explain(peer.claim_statement()).buffers
+        peer.rollback()
+        assert claimed == BATCH
+        assert marked <= 60 + 30 * BATCH
+        assert unmarked > 5 * marked, "else this test proves nothing"
