@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench format clean
+.PHONY: help demo test check bench docs format clean
 
 help: ## Show the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +36,9 @@ check: $(STAMP) ## Linters, formatter, type checker, import rules, docs
 
 bench: $(STAMP) ## Drain, enqueue, latency and steady load, beside the bare-SQL floors in the same run
 	@$(BIN)/python -m benchmarks
+
+docs: $(STAMP) ## Write the generated pages: docs/cli.md, docs/errors.md, docs/glossary.md
+	@$(BIN)/python docs/generate.py
 
 format: $(STAMP) ## Sort imports and format the code
 	@$(BIN)/ruff check --fix .

@@ -40,7 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for nth in range(1, options.repeat + 1):
                 for regime in regimes:
                     measured[regime.name].append({})
-                    _run_round(bench, regime, measured[regime.name][-1], f"{nth}/{options.repeat}", progress)
+                    _run_round(
+                        bench,
+                        _only(regime, options.case),
+                        measured[regime.name][-1],
+                        f"{nth}/{options.repeat}",
+                        progress,
+                    )
         except KeyboardInterrupt:
             console.print("interrupted; so far:")
     for regime in regimes:
@@ -61,6 +67,13 @@ def _run_round(bench: Bench, regime: Regime, into: dict[str, Any], label: str, p
                 into[case.name] = case.run(bench)
 
 
+def _only(regime: Regime, text: str) -> Regime:
+    """The regime with the cases that have this in their names, and the floors of those."""
+    chosen = [case for case in regime.cases if text in case.name]
+    floors = {case.floor for case in chosen}
+    return replace(regime, cases=[case for case in regime.cases if case in chosen or case.name in floors])
+
+
 def _write(path: Path, size: str, facts: dict[str, Any], regimes: list[Regime], measured: dict[str, Rounds]) -> None:
     tables = {regime.name: as_json(regime, measured[regime.name]) for regime in regimes}
     path.write_text(json.dumps({"size": size, "machine": facts, "regimes": tables}, indent=2) + "\n")
@@ -79,6 +92,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--size", choices=SIZES, default="full", help="how much; smoke only shows that it works")
     parser.add_argument(
         "--only", type=_names, default=list(REGIMES), metavar=",".join(REGIMES), help="these regimes only"
+    )
+    parser.add_argument(
+        "--case", default="", metavar="TEXT", help="only cases whose name has this in it, and their floors"
     )
     parser.add_argument(
         "--dsn", help="use this server (makes and drops databases there); default: a private one on disk"

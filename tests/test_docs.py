@@ -34,6 +34,20 @@ PAGES = sorted(
 BLOCK = re.compile(
     r"(?:<!-- (?P<mark>[^\n]*?) -->\n)?^```(?P<language>\w*)\n(?P<code>.*?)^```$", re.MULTILINE | re.DOTALL
 )
+ARROWS = (
+    "enqueue",
+    "claim",
+    "finish",
+    "retry",
+    "snooze",
+    "release",
+    "sweep",
+    "cancel",
+    "dead",
+    "redrive",
+    "prune",
+    "purge",
+)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 BEFORE = {"README.md": "CREATE TABLE users (email text PRIMARY KEY)"}
 
@@ -154,8 +168,7 @@ def test_every_error_has_a_docstring_and_is_on_the_page():
 
 def test_every_arrow_of_the_life_of_a_job_names_its_statement():
     page = read("docs/lifecycle.md")
-    arrows = "enqueue claim finish retry snooze release sweep cancel dead redrive prune purge".split()
-    for arrow in arrows:
+    for arrow in ARROWS:
         assert re.search(rf": .*\b{arrow}\b", page), f"{arrow} is not in the diagram"
         assert re.search(r"`\w+\.sql`", section(page, arrow)), f"{arrow} names no file"
     for name in re.findall(r"`(\w+\.sql)`", page):

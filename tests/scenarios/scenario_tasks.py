@@ -67,39 +67,39 @@ async def stubborn() -> None:
             write("cancelled")
 
 
-@app.task(name="fail", retry=Fixed("200ms"), max_attempts=3)
+@app.task(name="fail", retry=Fixed("200ms"))
 async def fail(message: str) -> None:
     """Always raises."""
     write("start")
     raise ValueError(message)
 
 
-@app.task(name="doubling", max_attempts=3)
+@app.task(name="doubling")
 async def doubling() -> None:
     """Always raises, with the default backoff."""
     write("start")
     raise ValueError("again")
 
 
-@app.task(name="die_async", max_attempts=2)
+@app.task(name="die_async")
 async def die_async() -> None:
     write("start")
     os._exit(9)
 
 
-@app.task(name="die_thread", max_attempts=2)
+@app.task(name="die_thread")
 def die_thread() -> None:
     write("start")
     os._exit(9)
 
 
-@app.task(name="die_isolated", max_attempts=2, retry=Fixed(0), isolation="process")
+@app.task(name="die_isolated", retry=Fixed(0), isolation="process")
 def die_isolated() -> None:
     write("start")
     os._exit(9)
 
 
-@app.task(name="exit_in_a_subtask", max_attempts=2, retry=Fixed(0))
+@app.task(name="exit_in_a_subtask", retry=Fixed(0))
 async def exit_in_a_subtask() -> None:
     write("start")
 

@@ -76,7 +76,7 @@ def test_high_runs_before_normal_before_low(story: Story) -> None:
 
 def test_a_handler_that_always_fails_is_dead_after_its_attempts_and_can_be_redriven(story: Story) -> None:
     story.start()
-    job = story.enqueue("fail", {"message": "no luck"})
+    job = story.enqueue("fail", {"message": "no luck"}, max_attempts=3)
     record = story.until_state(job, "dead")
     assert (record.attempt, [error["attempt"] for error in record.errors]) == (3, [1, 2, 3])
     assert {error["message"] for error in record.errors} == {"no luck"}
@@ -91,7 +91,7 @@ def test_a_handler_that_always_fails_is_dead_after_its_attempts_and_can_be_redri
 
 def test_the_default_wait_is_two_seconds_then_four(story: Story) -> None:
     story.start()
-    job = story.enqueue("doubling")
+    job = story.enqueue("doubling", max_attempts=3)
     story.until_state(job, "dead")
     first, second, third = [entry.time for entry in story.ledger.entries("start", job)]
     assert 1.8 <= second - first <= 2.2 + POLL + 1

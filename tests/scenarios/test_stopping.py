@@ -1,0 +1,110 @@
+"""SIGTERM and Ctrl-C: finish within the grace period, or give back with the attempt refunded; the exit code tells."""
+
+from __future__ import annotations
+
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pytest
+from scenarios.harness import until
+
+if TYPE_CHECKING:
+    from scenarios.harness import Story
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_twenty_running_jobs_are_finished_within_the_grace_period(story: Story, number: int) -> None:
+    worker = story.start("--slots", "20")
+    running = story.enqueue_many("nap", [{"seconds": 1}] * 10) + story.enqueue_many("toil", [{"seconds": 1}] * 10)
+    waiting = story.enqueue_many("nap", [{"seconds": 1}] * 20)
+    until(lambda: len(story.ledger.entries("start")) == 20, "twenty run", story.logs)
+    assert worker.stop(number) == 0
+    assert {story.get(job).state for job in running} == {"completed"}
+    records = [story.get(job) for job in waiting]
+    assert {(record.state, record.attempt) for record in records} == {("available", 0)}, "none of the others was begun"
+    story.start("--slots", "20")
+    story.until_finished()
+    story.executed_once()
+    assert story.query("SELECT DISTINCT attempt FROM pgqueue.history") == [(1,)]
+    story.audit()
+
+
+@pytest.mark.parametrize("task", ["nap", "toil", "isolated_nap"])
+def test_jobs_that_outlast_the_grace_period_are_given_back_without_blame(story: Story, task: str) -> None:
+    count = 2 if task == "isolated_nap" else 20
+    worker = story.start("--slots", str(count), "--shutdown-timeout", "500ms")
+    ids = story.enqueue_many(task, [{"seconds": 20 if task != "toil" else 6}] * count)
+    until(lambda: len(story.ledger.entries("start")) == count, "all run", story.logs)
+    began = time.monotonic()
+    assert worker.stop() == 1
+    print(f"MEASURED stop with {count} {task} jobs and a grace of 0.5 s: {time.monotonic() - began:.2f} s")
+    assert time.monotonic() - began < 10
+    records = [story.get(job) for job in ids]
+    assert {record.state for record in records} <= {"available", "scheduled"}
+    assert {(record.attempt, len(record.errors)) for record in records} == {(0, 0)}, "the attempt is refunded"
+    assert story.query("SELECT count(*) FROM pgqueue.leases") == [(0,)], "no lease is left behind"
+    story.audit()
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGTERM, signal.SIGTERM), (signal.SIGINT, signal.SIGINT)])
+def test_a_second_signal_gives_running_jobs_back_at_once(story: Story, numbers: tuple[int, int]) -> None:
+    worker = story.start("--slots", "20")
+    ids = story.enqueue_many("nap", [{"seconds": 60}] * 20)
+    until(lambda: len(story.ledger.entries("start")) == 20, "twenty run", story.logs)
+    worker.send(numbers[0])
+    until(lambda: "stopping" in worker.log.read_text(), "it has heard the first", story.logs)
+    assert worker.stop(numbers[1], within=10) == 1
+    assert {(story.get(job).state, story.get(job).attempt) for job in ids} == {("available", 0)}
+    story.audit()
+
+
+def test_jobs_of_a_stopped_worker_run_elsewhere_at_once(story: Story) -> None:
+    first = story.start("--slots", "5", "--shutdown-timeout", "100ms", "--lease", "60s")
+    ids = story.enqueue_many("nap", [{"seconds": 1}] * 5)
+    until(lambda: len(story.ledger.entries("start")) == 5, "five run", story.logs)
+    story.start("--slots", "5")
+    assert first.stop() == 1
+    story.until_completed(*ids, within=20)  # far less than the lease
+    assert story.query("SELECT DISTINCT attempt FROM pgqueue.history") == [(1,)]
+    story.audit()
+
+
+def test_an_idle_worker_stops_at_once(story: Story) -> None:
+    worker = story.start()
+    began = time.monotonic()
+    assert worker.stop() == 0
+    assert time.monotonic() - began < 5
+    assert story.query("SELECT count(*) FROM pgqueue.workers") == [(0,)]
+
+
+def test_a_handler_that_does_not_listen_cannot_hold_up_the_stop(story: Story) -> None:
+    worker = story.start("--shutdown-timeout", "200ms")
+    job = story.enqueue("stubborn")
+    story.until_started(job)
+    assert worker.stop(within=20) == 1
+    record = story.get(job)
+    assert (record.attempt, len(record.errors)) == (0, 0)
+    assert record.state in {"available", "scheduled"}
+    story.audit()
+
+
+def test_a_supervisor_passes_the_signal_on_and_waits_for_all(story: Story) -> None:
+    supervisor = story.start("--processes", "2", "--slots", "4")
+    ids = story.enqueue_many("nap", [{"seconds": 1}] * 8)
+    until(lambda: len(story.ledger.entries("start")) == 8, "all run", story.logs)
+    assert supervisor.stop() == 0
+    assert {story.get(job).state for job in ids} == {"completed"}
+    story.executed_once()
+    story.audit()
+
+
+def test_a_supervisor_says_when_a_copy_had_to_give_back(story: Story) -> None:
+    supervisor = story.start("--processes", "2", "--slots", "4", "--shutdown-timeout", "100ms")
+    story.enqueue_many("nap", [{"seconds": 30}] * 8)
+    until(lambda: len(story.ledger.entries("start")) == 8, "all run", story.logs)
+    assert supervisor.stop() == 1
+    assert story.query("SELECT DISTINCT state::text, attempt::int FROM pgqueue.jobs") == [("available", 0)]
+    story.audit()
