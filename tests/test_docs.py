@@ -210,6 +210,11 @@ def _anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_no_page_holds_a_placeholder(page):
+    assert not re.search(r"@[A-Z]+@|TODO|FIXME|XXX", page.read_text(encoding="utf-8"))
+
+
 @pytest.mark.parametrize("block", [b for b in PYTHON if b.mark.startswith("file: ")], ids=str)
 def test_a_block_that_shows_a_file_is_that_file(block):
     assert block.code == read(block.mark.removeprefix("file: "))

@@ -18,7 +18,7 @@ WITH lane AS MATERIALIZED (
     FROM lane CROSS JOIN LATERAL (
         SELECT j.id
         FROM pgqueue.jobs j
-        WHERE j.state = 'available' AND j.queue = lane.queue AND j.priority = lane.priority
+        WHERE j.state = 'available' AND j.queue = lane.queue AND j.priority = lane.priority AND j.priority >= 0
           AND (j.run_at, j.id) > (lane.mark_at, lane.mark_id) AND j.run_at <= now()
           AND (%(tasks)s::text[] IS NULL OR j.task = ANY (%(tasks)s::text[]))
         ORDER BY j.run_at, j.id

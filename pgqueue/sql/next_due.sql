@@ -7,7 +7,8 @@ FROM unnest(%(queues)s::text[], %(priorities)s::smallint[]) AS lane(queue, prior
 CROSS JOIN LATERAL (
     SELECT j.run_at
     FROM pgqueue.jobs j
-    WHERE j.state = 'available' AND j.queue = lane.queue AND j.priority = lane.priority AND j.run_at > now()
+    WHERE j.state = 'available' AND j.queue = lane.queue AND j.priority = lane.priority AND j.priority >= 0
+      AND j.run_at > now()
       AND (%(tasks)s::text[] IS NULL OR j.task = ANY (%(tasks)s::text[]))
     ORDER BY j.run_at
     LIMIT 1

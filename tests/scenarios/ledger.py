@@ -48,17 +48,9 @@ class Ledger:
         """How often each job was started."""
         return Counter(entry.job for entry in self.entries("start"))
 
-    def overlaps(self) -> list[tuple[Any, Any]]:
-        """Pairs of runs of one job of which the later began before the earlier had ended (or was killed: see audit)."""
-        open_runs: dict[int, Entry] = {}
-        found = []
-        for entry in self.entries():
-            if entry.event == "start":
-                if entry.job in open_runs:
-                    found.append((open_runs[entry.job], entry))
-                open_runs[entry.job] = entry
-            elif entry.event == "end":
-                held = open_runs.get(entry.job)
-                if held is not None and held.token == entry.token:
-                    del open_runs[entry.job]
-        return found
+    def may_go(self) -> bool:
+        """Whether the handlers that wait for the story's word may end."""
+        return self.path.with_name("go").exists()
+
+    def say_go(self) -> None:
+        self.path.with_name("go").touch()

@@ -48,6 +48,31 @@ def toil(job: Job, seconds: float = 0.0) -> float:
     return seconds
 
 
+@app.task(name="hold")
+async def hold() -> None:
+    """Waits until the story says go."""
+    write("start")
+    try:
+        while not ledger.may_go():
+            await asyncio.sleep(0.01)
+    except asyncio.CancelledError:
+        write("cancelled")
+        raise
+    write("end")
+
+
+@app.task(name="hold_thread")
+def hold_thread(job: Job) -> None:
+    """The same in a thread."""
+    write("start")
+    while not ledger.may_go():
+        if job.cancelled:
+            write("cancelled")
+            raise InterruptedError("told to stop")
+        time.sleep(0.01)
+    write("end")
+
+
 @app.task(name="block")
 async def block(seconds: float) -> None:
     """Blocks the event loop."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import threading
 import time
 from typing import TYPE_CHECKING
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from servers import PrivateServers
+
+    from pgqueue.embedded import PostgresServer
 
 pytestmark = pytest.mark.slow
 
@@ -57,6 +60,15 @@ class Producer:
                 return
 
 
+def restart(server: PostgresServer, how: str, times: int, story: Story) -> None:
+    """Again and again, each time when some jobs have got through."""
+    for _ in range(times):
+        done = len(story.ledger.entries("end"))
+        until(lambda done=done: len(story.ledger.entries("end")) > done + 5, "work goes on", story.logs)
+        server.stop(how)
+        server.start()
+
+
 @pytest.mark.parametrize("how", ["fast", "immediate"])
 def test_workers_live_through_restarts_of_the_server(
     private_server: PrivateServers, tmp_path: Path, how: str
@@ -66,13 +78,11 @@ def test_workers_live_through_restarts_of_the_server(
     try:
         workers = story.start_many(2, "--slots", "5")
         producer = Producer(story)
-        for _ in range(3):
-            done = len(story.ledger.entries("end"))
-            for n in range(30):
-                producer.enqueue("nap" if n % 3 else "toil", 0.02)
-            until(lambda done=done: len(story.ledger.entries("end")) > done + 5, "work goes on", story.logs)
-            server.stop(how)
-            server.start()
+        faults = threading.Thread(target=restart, args=(server, how, 3, story))
+        faults.start()
+        while faults.is_alive() or len(story.enqueued) < 60:
+            producer.enqueue("toil" if len(story.enqueued) % 3 else "nap", 0.02)
+        faults.join()
         took = story.until_finished()
         print(f"MEASURED finished {took:.1f} s after the last {how} restart; {producer.uncertain} enqueues said again")
         assert all(worker.alive for worker in workers), "no worker ended"

@@ -63,11 +63,13 @@ def test_a_second_signal_gives_running_jobs_back_at_once(story: Story, numbers: 
 
 def test_jobs_of_a_stopped_worker_run_elsewhere_at_once(story: Story) -> None:
     first = story.start("--slots", "5", "--shutdown-timeout", "100ms", "--lease", "60s")
-    ids = story.enqueue_many("nap", [{"seconds": 1}] * 5)
+    ids = story.enqueue_many("hold", [{}] * 5)
     until(lambda: len(story.ledger.entries("start")) == 5, "five run", story.logs)
     story.start("--slots", "5")
     assert first.stop() == 1
-    story.until_completed(*ids, within=20)  # far less than the lease
+    until(lambda: len(story.ledger.entries("start")) == 10, "they run again", story.logs, within=20)  # not 60
+    story.ledger.say_go()
+    story.until_completed(*ids)
     assert story.query("SELECT DISTINCT attempt FROM pgqueue.history") == [(1,)]
     story.audit()
 
