@@ -1,14 +1,14 @@
 """Alembic's entry: runs the migrations of one pgqueue schema, online or as a script of SQL.
 
 ``pgq migrate`` is the usual way in; ``alembic upgrade head`` with PGQUEUE_DSN set does the same.
-The advisory lock, the lock_timeout and its retries live in :mod:`pgqueue.migrate`.
+The advisory lock, the lock_timeout and its retries live in :mod:`pgqueue.migrations`.
 """
 
 from __future__ import annotations
 
 from alembic import context
 
-from pgqueue.migrate import create_schema_sql, engine_for
+from pgqueue.migrations import create_schema_sql, engine_for
 from pgqueue.settings import Settings
 
 attributes = context.config.attributes

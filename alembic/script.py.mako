@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pgqueue.migrate import execute_file
+from pgqueue.migrations import execute_file
 
 revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}

@@ -17,7 +17,7 @@ from psycopg import conninfo, sql
 
 from pgqueue import embedded
 from pgqueue.errors import EmbeddedServerError
-from pgqueue.migrate import migrate
+from pgqueue.migrations import migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -36,7 +36,7 @@ from pgqueue.task import Task
 from pgqueue.worker import Worker
 
 if TYPE_CHECKING:
-    from pgqueue.migrate import migrate
+    from pgqueue.migrations import migrate
 
 __version__ = _version("pgqueue")
 
@@ -53,7 +53,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """``migrate`` brings alembic and SQLAlchemy along, so it is imported by who asks for it."""
     if name == "migrate":
-        from pgqueue.migrate import migrate  # noqa: PLC0415
+        from pgqueue.migrations import migrate  # noqa: PLC0415
 
         return migrate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -140,7 +140,7 @@ class Server:
 
     def _make_template(self) -> None:
         """Migrate the template, once for all workers; it has its name only when it is whole."""
-        from pgqueue.migrate import migrate
+        from pgqueue.migrations import migrate
 
         half_made = f"{self._prefix}half_made"
         with psycopg.connect(self.admin_dsn, autocommit=True) as connection:
@@ -186,7 +186,7 @@ class PrivateServers:
         self._cleanup.callback(server.stop, "immediate")
         server.start()
         if migrated:
-            from pgqueue.migrate import migrate
+            from pgqueue.migrations import migrate
 
             migrate(server.dsn)
         return server

@@ -23,7 +23,7 @@ from pgqueue import statements
 from pgqueue.connection import run
 from pgqueue.errors import DatabaseUnreachableError, SchemaError
 from pgqueue.job import JobSpec
-from pgqueue.migrate import check_schema, current_revision, head_revision, migrate, migration_sql, require_head
+from pgqueue.migrations import check_schema, current_revision, head_revision, migrate, migration_sql, require_head
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -264,8 +264,8 @@ def _until(observer: psycopg.Connection[Any], question: str) -> None:
 
 
 def test_a_lock_that_is_never_to_be_had_is_a_typed_error(dsn: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pgqueue.migrate._LOCK_PATIENCE", 0.1)
-    monkeypatch.setattr("pgqueue.migrate._LOCK_TIMEOUT", "50ms")
+    monkeypatch.setattr("pgqueue.migrations._LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("pgqueue.migrations._LOCK_TIMEOUT", "50ms")
     with psycopg.connect(dsn) as idle:
         idle.execute("SELECT count(*) FROM pgqueue.jobs")
         with pytest.raises(SchemaError, match=r"could not lock a table .* pg_locks"):
@@ -274,7 +274,7 @@ def test_a_lock_that_is_never_to_be_had_is_a_typed_error(dsn: str, monkeypatch: 
 
 
 def test_a_migration_that_never_ends_is_a_typed_error_for_the_next(dsn: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("pgqueue.migrate._LOCK_PATIENCE", 0.1)
+    monkeypatch.setattr("pgqueue.migrations._LOCK_PATIENCE", 0.1)
     with psycopg.connect(dsn, autocommit=True) as other:
         other.execute(f"SELECT pg_advisory_lock({0x70677175657565})")
         with pytest.raises(SchemaError, match="another migration has been running"):

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pgqueue.migrate import execute_file, execute_sql
+from pgqueue.migrations import execute_file, execute_sql
 
 revision = "0001"
 down_revision = None

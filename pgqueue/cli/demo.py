@@ -140,7 +140,7 @@ def _start_server(teller: Teller, settings: Settings) -> Settings:
 
 
 def _migrate(teller: Teller, settings: Settings) -> None:
-    from pgqueue.migrate import current_revision, head_revision, migrate  # noqa: PLC0415
+    from pgqueue.migrations import current_revision, head_revision, migrate  # noqa: PLC0415
 
     begin = time.monotonic()
     dsn = settings.resolve_dsn()
@@ -394,7 +394,7 @@ def _drop(settings: Settings) -> None:
     """Drop the demo's schema, and only that."""
     from sqlalchemy.schema import DropSchema  # noqa: PLC0415
 
-    from pgqueue.migrate import engine_for  # noqa: PLC0415
+    from pgqueue.migrations import engine_for  # noqa: PLC0415
 
     with engine_for(settings.resolve_dsn()).begin() as connection:
         connection.execute(DropSchema(settings.schema, cascade=True, if_exists=True))

@@ -47,7 +47,7 @@ def migrate(
 
 
 def _print_sql(context: Context, to: str) -> None:
-    from pgqueue.migrate import migration_sql  # noqa: PLC0415
+    from pgqueue.migrations import migration_sql  # noqa: PLC0415
 
     schema = context.settings().schema
     with _revision_errors(to):
@@ -60,7 +60,7 @@ def _print_sql(context: Context, to: str) -> None:
 
 def _check(context: Context) -> None:
     from pgqueue.errors import SchemaError  # noqa: PLC0415
-    from pgqueue.migrate import current_revision, head_revision, require_head  # noqa: PLC0415
+    from pgqueue.migrations import current_revision, head_revision, require_head  # noqa: PLC0415
 
     settings = context.settings()
     revision = current_revision(settings.resolve_dsn(), schema=settings.schema)
@@ -78,7 +78,7 @@ def _check(context: Context) -> None:
 
 
 def _migrate(context: Context, to: str) -> None:
-    from pgqueue.migrate import current_revision, migrate  # noqa: PLC0415
+    from pgqueue.migrations import current_revision, migrate  # noqa: PLC0415
 
     settings = context.settings()
     to = _known(to, downwards=True)

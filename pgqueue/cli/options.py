@@ -107,7 +107,7 @@ def ready(settings: Settings) -> Settings:
         SchemaError: the schema is missing (on a server that is not ours), older or newer.
         EmbeddedServerError: the embedded server could not be started.
     """
-    from pgqueue.migrate import current_revision, migrate, require_head  # noqa: PLC0415
+    from pgqueue.migrations import current_revision, migrate, require_head  # noqa: PLC0415
 
     dsn = settings.resolve_dsn()
     try:

@@ -51,6 +51,7 @@ class Bell:
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._answers: deque[asyncio.Future[list[bytes | None]]] = deque()
         self._broken = asyncio.Event()
+        self._fd = -1
         self.rung = asyncio.Event()
         self.armed = False
         self.up = False
@@ -113,7 +114,8 @@ class Bell:
             return False
         connection.pgconn.nonblocking = 1
         self._connection = connection
-        asyncio.get_running_loop().add_reader(connection.fileno(), self._on_readable)
+        self._fd = connection.fileno()
+        asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
         await self._ask(f'LISTEN "{self._schema}.wake"; LISTEN "{self._schema}.cancel"')
         self.up = True
         self.rung.set()
@@ -123,8 +125,7 @@ class Bell:
         connection, self._connection = self._connection, None
         self.up = self.armed = False
         if connection is not None:
-            with contextlib.suppress(*LOST):  # libpq may have closed the socket already
-                asyncio.get_running_loop().remove_reader(connection.fileno())
+            self._stop_reading()
         while self._answers:
             answer = self._answers.popleft()
             if not answer.done():
@@ -166,8 +167,13 @@ class Bell:
                 self._hear(notification.relname, notification.extra)
         except LOST as error:
             log.debug("the bell's connection broke: %s", error)
-            asyncio.get_running_loop().remove_reader(self._connection.fileno())
             self._broken.set()
+            self._stop_reading()
+
+    def _stop_reading(self) -> None:
+        """Libpq may have closed the socket already, and then asyncio or uvloop may not like its number any more."""
+        with contextlib.suppress(*LOST, RuntimeError, ValueError):
+            asyncio.get_running_loop().remove_reader(self._fd)
 
     def _hear(self, channel: bytes, payload: bytes) -> None:
         text = payload.decode(errors="replace")

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
+import socket
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
@@ -44,10 +47,20 @@ async def connect(dsn: Callable[[], str], purpose: str) -> psycopg.AsyncConnecti
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 
-class Link:
-    """One connection for one purpose. A statement that meets a broken connection raises one of ``LOST``."""
+def hang_up(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> None:
+    """Break a connection whose peer has fallen silent; whoever waits for an answer gets an error at once."""
+    with contextlib.suppress(*LOST), socket.socket(fileno=os.dup(connection.fileno())) as line:
+        line.shutdown(socket.SHUT_RDWR)
 
-    def __init__(self, dsn: Callable[[], str], purpose: str) -> None:
+
+class Link:
+    """One connection for one purpose. A statement that meets a broken connection raises one of ``LOST``.
+
+    So does one that is not answered for ``patience`` seconds: a peer behind a dead network can look alive for ever.
+    """
+
+    def __init__(self, dsn: Callable[[], str], purpose: str, patience: float = 30.0) -> None:
+        self._patience = patience
         self._dsn = dsn
         self._purpose = purpose
         self._connection: psycopg.AsyncConnection[Any] | None = None
@@ -77,8 +90,9 @@ class Link:
     async def _run(self, statement: Statement[T]) -> T:
         if self._cursor is None:
             await self.open()
-        cursor = self._cursor
-        assert cursor is not None  # noqa: S101
+        cursor, connection = self._cursor, self._connection
+        assert cursor is not None and connection is not None  # noqa: S101, PT018
+        alarm = asyncio.get_running_loop().call_later(self._patience, hang_up, connection)
         try:
             await cursor.execute(statement.sql, statement.params, prepare=self._prepare)
             return statement.read(await cursor.fetchall() if cursor.description else [])
@@ -89,6 +103,8 @@ class Link:
             if self._connection is None or self._connection.broken or self._connection.closed:
                 await self.close()
             raise
+        finally:
+            alarm.cancel()
 
     async def close(self) -> None:
         """Drop the connection; the next statement opens another."""

@@ -145,7 +145,7 @@ def child_main(pipe: Connection, settings: Settings) -> None:
     os.setsid()  # so that the parent can kill it with all its own children, and Ctrl-C reaches only the parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     from pgqueue.app import App  # noqa: PLC0415 - only the child needs it
 
     app = App(settings=settings)
@@ -251,7 +251,9 @@ def _last_words(code: int | None) -> str:
     return f"the handler's process exited with status {code}"
 
 
-def _die_with_parent(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+def _die_with_parent() -> None:
+    """The worker is gone, and with it the right to run: end, with everything that was started here."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        wait([parent.sentinel])
+        os.killpg(0, signal.SIGKILL)

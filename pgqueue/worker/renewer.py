@@ -5,20 +5,23 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 
 from pgqueue import statements
 from pgqueue.connection import run as run_statement
+from pgqueue.worker.link import hang_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
 
     from pgqueue.run import Run
+    from pgqueue.statements import Statement
     from pgqueue.worker.hand import Hand
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _LONGEST_PAUSE: Final = 30.0
@@ -72,7 +75,7 @@ class Renewer:
             run for batch in batches for run in list(batch.runs.values()) if not (run.ended or run.lost or run.landed)
         ]
         tokens, pairs = [batch.token for batch in batches], [(run.id, run.token) for run in running]
-        held = run_statement(self._open(), statements.renew(tokens, pairs, self._lease, schema=self._schema))
+        held = self._run(statements.renew(tokens, pairs, self._lease, schema=self._schema))
         for batch in batches:
             batch.renewed_at = time.monotonic()
         for run in running:
@@ -92,7 +95,7 @@ class Renewer:
                 report, run.report = run.report, None
                 reports.append((run.id, run.token, report))
         if reports:
-            run_statement(self._open(), statements.progress(sorted(reports), schema=self._schema))
+            self._run(statements.progress(sorted(reports), schema=self._schema))
 
     def _loop(self) -> None:
         pause = 0.0
@@ -110,6 +113,17 @@ class Renewer:
             else:
                 pause = 0.0
         self._close()
+
+    def _run(self, statement: Statement[T]) -> T:
+        """One statement; a peer that does not answer for half a lease is hung up on."""
+        connection = self._open()
+        alarm = threading.Timer(max(self._third * 1.5, 1.0), hang_up, [connection])
+        alarm.daemon = True
+        alarm.start()
+        try:
+            return run_statement(connection, statement)
+        finally:
+            alarm.cancel()
 
     def _open(self) -> psycopg.Connection[Any]:
         if self._connection is None:

@@ -32,7 +32,16 @@ def run_worker(worker: Worker) -> int:
     some had to be given back.
     """
     with asyncio.Runner(loop_factory=_loop_factory()) as runner:
-        return runner.run(_under_signals(worker))
+        loop = runner.get_loop()
+        main = loop.create_task(_under_signals(worker))
+        while True:
+            try:
+                return loop.run_until_complete(main)
+            except (SystemExit, KeyboardInterrupt) as error:
+                # A handler's own task raised it (the signals are ours): asyncio stops the loop for it; it goes on.
+                if main.done():
+                    raise
+                log.error("a task of a handler raised %r; the worker goes on", error)  # noqa: TRY400
 
 
 def supervise(command: list[str], processes: int) -> int:
@@ -89,7 +98,7 @@ class _Supervisor:
                 if not child.alive and not self._stopping:
                     child.restart()
             time.sleep(0.1)
-        return max(child.exit_code for child in self._children)
+        return max(child.answer for child in self._children)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         self._stopping = True
@@ -107,10 +116,18 @@ class _Copy:
         self._started = 0.0
         self._pause = 0.0
         self._start_at = 0.0
+        self._sent = 0
 
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def answer(self) -> int:
+        """Its part in our exit code. A copy that was dead when the stop came, or died of it before it had begun: 0."""
+        return (
+            0 if self._sent == 0 or self._process is None or -self._process.returncode == self._sent else self.exit_code
+        )
 
     @property
     def exit_code(self) -> int:
@@ -138,7 +155,8 @@ class _Copy:
             self.start()
 
     def send(self, number: int) -> None:
-        if self._process is not None:
+        if self._process is not None and self.alive:
+            self._sent = number
             self._process.send_signal(number)
 
 

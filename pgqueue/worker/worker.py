@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _HEARTBEAT: Final = 10.0
 _PRUNE: Final = 3600.0
+_PATIENCE: Final = 5.0  # a statement is given as long as the lease, and at least this
 _INTERRUPTED: Final = 2.0  # how long an interrupted handler may take to clean up
 
 
@@ -138,7 +139,8 @@ class Worker:
 
         self._loop = asyncio.get_running_loop()
         self.hand = Hand(app)
-        self._links = [Link(dsn, "claiming"), Link(dsn, "finishing"), Link(dsn, "sweeping")]
+        patience = max(self.lease.total_seconds(), _PATIENCE)
+        self._links = [Link(dsn, purpose, patience) for purpose in ("claiming", "finishing", "sweeping")]
         self.finisher = Finisher(self._links[1], self.hand, app.schema)
         self.executor = Executor(app, self.slots, self.finisher.add, catch_all=self._catch_all)
         self.finisher.on_landed = self.executor.hungry.set
