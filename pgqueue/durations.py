@@ -32,6 +32,8 @@ def parse_duration(value: Duration, what: str = "duration") -> timedelta:
     Raises:
         InvalidJobError: it is none of these, negative, or longer than 100 years.
     """
+    if isinstance(value, int) and abs(value) > _LONGEST.total_seconds():
+        value = math.inf  # too large for a float, perhaps
     if isinstance(value, str):
         seconds = _parse_text(value.strip().lower(), what)
     elif isinstance(value, timedelta):

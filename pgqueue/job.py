@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final, Self
@@ -20,6 +21,8 @@ MAX_NAME_LENGTH: Final = 128
 MAX_KEY_LENGTH: Final = 512
 MOST_ATTEMPTS: Final = 32_767
 PRIORITIES: Final = {"high": 2, "normal": 5, "low": 8}
+_FIRST_YEAR: Final = datetime(1970, 1, 1, tzinfo=UTC)  # to 9998: what every client can read back
+_LAST_YEAR: Final = datetime(9999, 1, 1, tzinfo=UTC)
 FINISHED: Final = frozenset({"completed", "dead", "cancelled"})
 STATES: Final = ("available", "scheduled", "retrying", "running", "completed", "dead", "cancelled")
 
@@ -92,8 +95,11 @@ class JobSpec:
         """The same job with other options; checks as :meth:`make` does."""
         if not options:
             return self
-        spec = type(self).make(self.task, **options)
-        return replace(self, **{name: getattr(spec, name) for name in options})
+        checked = type(self).make(self.task, **options)
+        spec = replace(self, **{name: getattr(checked, name) for name in options})
+        if spec.delay is not None and spec.run_at is not None:
+            raise InvalidJobError("say delay or run_at, not both")
+        return spec
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +166,7 @@ def parse_priority(value: int | str) -> int:
     number = PRIORITIES.get(value.lower(), value) if isinstance(value, str) else value
     try:
         priority = int(number)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         priority = -1
     if isinstance(value, bool | float) or not 0 <= priority <= 9:  # noqa: PLR2004
         raise InvalidJobError(f"priority must be 0 (first) to 9 (last), or high, normal, low; not {value!r}")
@@ -173,6 +179,8 @@ def dump_payload(value: Any, what: str = "payload") -> str:
         data = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidPayloadError(f"{what} is not JSON: {error}") from None
+    if b"null" in data and _has_non_finite(value):  # orjson writes NaN and the infinities as null
+        raise InvalidPayloadError(f"{what} holds NaN or an infinity, which JSON does not have")
     return check_json(data, what)
 
 
@@ -198,6 +206,14 @@ def check_json(data: bytes, what: str = "payload") -> str:
     return data.decode()
 
 
+def _has_non_finite(value: Any) -> bool:
+    if isinstance(value, float):
+        return not math.isfinite(value)
+    if isinstance(value, dict):
+        return any(_has_non_finite(item) for pair in value.items() for item in pair)
+    return isinstance(value, list | tuple) and any(_has_non_finite(item) for item in value)
+
+
 def _dump_meta(meta: Any) -> str:
     if not isinstance(meta, dict):
         raise InvalidJobError(f"meta must be a dict, not {type(meta).__name__}")
@@ -214,9 +230,13 @@ def _check_time(value: datetime | None) -> datetime | None:
         raise InvalidJobError(f"run_at must be a datetime, not {value!r}")
     if value.tzinfo is None or value.utcoffset() is None:
         raise InvalidJobError("run_at must carry a time zone, for example datetime.now(UTC)")
-    if not 1970 <= value.year <= 9998:  # noqa: PLR2004 - what every client can read back
+    try:
+        moment = value.astimezone(UTC)
+    except OverflowError:
+        moment = _LAST_YEAR.replace(year=9999)
+    if not _FIRST_YEAR <= moment < _LAST_YEAR:
         raise InvalidJobError(f"run_at must be from 1970 to 9998, not {value.isoformat()}")
-    return value.astimezone(UTC)
+    return moment
 
 
 def _check_attempts(value: Any) -> int:

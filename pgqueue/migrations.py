@@ -13,10 +13,12 @@ from alembic import command, context
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
+from alembic.util import CommandError
 from sqlalchemy import Connection, Engine, create_engine
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
+from pgqueue.connection import translate
 from pgqueue.errors import DatabaseUnreachableError, SchemaError
 from pgqueue.sql import qualify
 
@@ -53,9 +55,11 @@ def migrate(dsn: str, *, schema: str = "pgqueue", to: str = "head") -> None:
                 _take_lock(connection, deadline)
                 config.attributes["connection"] = connection
                 (command.downgrade if down else command.upgrade)(config, to)
-        except OperationalError as error:
+        except CommandError as error:
+            raise SchemaError(str(error)) from error
+        except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
-                raise
+                raise translate(error.orig if isinstance(error.orig, Exception) else error) from error
             if time.monotonic() > deadline:
                 raise SchemaError("the migration could not lock a table for two minutes; see pg_locks") from error
             log.warning("a transaction holds a table that the migration needs; trying again")

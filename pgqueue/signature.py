@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
 from pgqueue.errors import InvalidJobError, InvalidPayloadError
-from pgqueue.job import check_json, dump_payload
+from pgqueue.job import check_json, dump_payload, parse_payload
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,11 +55,14 @@ class Arguments:
         if bound.keys() - set(self._names[-1:]) != bound.keys() and self._names[-1] not in kwargs:
             bound = self._spread(bound)
         try:
-            return check_json(self._adapter.dump_json(self._adapter.validate_python(bound)))
+            data = self._adapter.dump_json(self._adapter.validate_python(bound))
         except ValidationError as error:
             raise InvalidPayloadError(f"task {self._task!r}: {_first(error)}") from None
         except (PydanticSerializationError, UnicodeEncodeError) as error:
             raise InvalidPayloadError(f"task {self._task!r}: payload is not JSON: {error}") from None
+        if b"NaN" in data or b"Infinity" in data:  # in a text, perhaps: the parser knows
+            return parse_payload(data, f"task {self._task!r}: payload")
+        return check_json(data, f"task {self._task!r}: payload")
 
     def load(self, payload: str) -> dict[str, Any]:
         """The keyword arguments in a payload; raises InvalidPayloadError when they do not fit."""
@@ -96,7 +99,7 @@ def _adapter(task: str, parameters: list[inspect.Parameter], hints: dict[str, An
         fields[parameter.name] = Required[hint] if parameter.default is parameter.empty else NotRequired[hint]
     make: Any = TypedDict
     arguments = make(f"{task} arguments", fields)
-    arguments.__pydantic_config__ = ConfigDict(extra=extra)
+    arguments.__pydantic_config__ = ConfigDict(extra=extra, ser_json_inf_nan="constants")
     try:
         return TypeAdapter(arguments)
     except PydanticSchemaGenerationError as error:

@@ -157,9 +157,6 @@ def test_migrating_twice_changes_nothing(dsn: str):
     assert dump(dsn) == before
 
 
-@pytest.mark.xfail(
-    strict=True, reason="once the submodule pgqueue.migrate is imported, it hides the function of its name"
-)
 def test_the_public_migrate_is_the_function_however_often_it_is_asked_for(dsn: str):
     pgqueue.migrate(dsn)
     pgqueue.migrate(dsn)

@@ -62,7 +62,7 @@ class Bell:
             self._broken.clear()
             connection = await connect(self._dsn, "the bell")
             try:
-                if not await self._listen(connection):
+                if not await asyncio.wait_for(self._listen(connection), 3 * _ANSWER_PATIENCE):
                     break
                 while not self._broken.is_set():
                     try:

@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _MOST: Final = 1_000
 _PATIENCE: Final = 10.0
 _LONGEST_PAUSE: Final = 5.0
+_REFUSED: Final = "PostgreSQL refused the outcome"
+_NOT_ACCEPTABLE: Final = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, UnicodeError)
 Landing = tuple[int, int, Outcome]
 
 
@@ -98,8 +100,12 @@ class Finisher:
                 uncertain = True
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
-            except psycopg.Error as error:
+            except _NOT_ACCEPTABLE as error:
                 return await self._land_one_by_one(landings, done, error)
+            except psycopg.Error as error:  # read-only after a failover, a schema that is being restored, …
+                log.warning("%d outcomes were refused, trying again: %s", len(landings), str(error).strip())
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, _LONGEST_PAUSE)
             else:
                 return await self._really_lost(landings, lost) if uncertain and lost else lost
 
@@ -115,23 +121,17 @@ class Finisher:
         return [(job_id, token) for job_id, token in lost if job_id not in set(found)]
 
     async def _land_one_by_one(
-        self, landings: list[Landing], done: list[int], error: psycopg.Error
+        self, landings: list[Landing], done: list[int], error: Exception
     ) -> list[tuple[int, int]]:
         """One of them is not acceptable: the rest must land, and that one must say why."""
         if len(landings) > 1:
-            lost: list[tuple[int, int]] = []
-            for landing in landings:
-                lost += await self._land([landing], [])
+            lost = [pair for landing in landings for pair in await self._land([landing], [])]
             return lost + await self._land([], done)
-        job_id, token, outcome = landings[0]
-        reason = str(error).split("\n")[0]
-        log.error("PostgreSQL refused the outcome of job %s: %s", job_id, reason)
-        refused = Outcome(
-            outcome.verdict,
-            None,
-            error_json(0, type(error).__name__, f"the outcome was refused: {reason}"),
-            outcome.delay,
-        )
-        if outcome.result is None and outcome.error is not None and "the outcome was refused" in outcome.error:
+        if not landings or _REFUSED in (landings[0][2].error or ""):
             return []
-        return await self._land([(job_id, token, refused)], done)
+        job_id, token, outcome = landings[0]
+        run = self._hand.find(job_id)
+        reason = f"{_REFUSED}: {str(error).splitlines()[0]}"
+        log.error("%s", reason, extra=run.facts() if run else {"job_id": job_id})
+        why = error_json(run.attempt if run else 0, type(error).__name__, reason)
+        return await self._land([(job_id, token, Outcome(outcome.verdict, None, why, outcome.delay))], done)

@@ -72,6 +72,7 @@ class Link:
         """Connect if there is no connection; returns only with one."""
         while self._connection is None:
             connection = await connect(self._dsn, self._purpose)
+            alarm = asyncio.get_running_loop().call_later(self._patience, hang_up, connection)
             try:
                 await self._set_up(connection)
             except LOST as error:
@@ -81,6 +82,8 @@ class Link:
             else:
                 self._connection = connection
                 self._cursor = connection.cursor(binary=True)
+            finally:
+                alarm.cancel()
 
     async def arun(self, statement: Statement[T]) -> T:
         """Run one statement in its own transaction, connecting first if needed."""

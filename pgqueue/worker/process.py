@@ -132,12 +132,15 @@ class _Child:
 
     def kill(self) -> None:
         """The child and everything that it started."""
+        pid = self._process.pid
+        if self._killed or pid is None:
+            return
         self._killed = True
-        if self._process.pid is not None and self._process.is_alive():
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)  # also when the child itself is dead: the group lives while a member does
+        if self._process.is_alive():
             with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)
+                os.kill(pid, signal.SIGKILL)
 
 
 def child_main(pipe: Connection, settings: Settings) -> None:
@@ -153,11 +156,11 @@ def child_main(pipe: Connection, settings: Settings) -> None:
     while True:
         try:
             module, name, raw, row, token = pipe.recv()
-            pipe.send(("taken", None))
         except (EOFError, OSError):
             return
         try:
             task = tasks.get((module, name)) or tasks.setdefault((module, name), _load(app, module, name, row[4], raw))
+            pipe.send(("taken", None))
             answer: tuple[str, Any] = ("result", _run_here(app, task, _ChildRun(row, token, app, pipe)))
         except BaseException as error:  # noqa: BLE001 - SystemExit and the like end this job and nothing else
             answer = ("error", _flat(error))

@@ -87,6 +87,7 @@ class _Supervisor:
         self._command = command
         self._children: list[_Copy] = [_Copy(command, nth) for nth in range(1, processes + 1)]
         self._stopping = False
+        self._last = 0
 
     def run(self) -> int:
         for number in _SIGNALS:
@@ -97,11 +98,14 @@ class _Supervisor:
             for child in self._children:
                 if not child.alive and not self._stopping:
                     child.restart()
+                elif self._last and not child.told:  # it was being started while the signal came
+                    child.send(self._last)
             time.sleep(0.1)
         return max(child.answer for child in self._children)
 
     def _on_signal(self, number: int, _frame: Any) -> None:
         self._stopping = True
+        self._last = number
         for child in self._children:
             child.send(number)
 
@@ -121,6 +125,10 @@ class _Copy:
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    @property
+    def told(self) -> bool:
+        return self._sent != 0
 
     @property
     def answer(self) -> int:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 from invariants import check
-from scenarios.ledger import Ledger
 
 from pgqueue import App, JobSpec, Settings
+from scenarios.ledger import Ledger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -34,7 +34,9 @@ class WorkerProcess:
     def __init__(self, command: list[str], environment: dict[str, str], log: Path) -> None:
         self.log = log
         with log.open("ab") as output:
-            self.process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, start_new_session=True)
+            self.process = subprocess.Popen(
+                command, env=environment, stdout=output, stderr=output, start_new_session=True
+            )
         self.pid = self.process.pid
 
     @property
@@ -181,9 +183,7 @@ class Story:
         assert self.ledger.runs().keys() == set(self.enqueued)
 
 
-def until(
-    look: Callable[[], T], what: str, facts: Callable[[], object] | None = None, within: float = PATIENCE
-) -> T:
+def until(look: Callable[[], T], what: str, facts: Callable[[], object] | None = None, within: float = PATIENCE) -> T:
     """Look until the answer is true; errors of a server that is away count as false."""
     end = time.monotonic() + within
     while True:
@@ -196,5 +196,3 @@ def until(
         if time.monotonic() > end:
             raise AssertionError(f"not within {within:g} s: {what}\n{facts() if facts else ''}")
         time.sleep(0.02)
-
-

@@ -8,7 +8,6 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,14 @@ class Ledger:
         self.path = Path(path)
 
     def write(self, event: str, job: int, attempt: int, token: int) -> None:
-        entry = {"job": job, "attempt": attempt, "token": token, "event": event, "pid": os.getpid(), "time": time.monotonic()}
+        entry = {
+            "job": job,
+            "attempt": attempt,
+            "token": token,
+            "event": event,
+            "pid": os.getpid(),
+            "time": time.monotonic(),
+        }
         file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
         try:
             os.write(file, json.dumps(entry).encode() + b"\n")

@@ -6,10 +6,9 @@ import asyncio
 import os
 import time
 
-from scenarios.ledger import Ledger
-
 from pgqueue import App, Fixed, Job
 from pgqueue.run import current_run
+from scenarios.ledger import Ledger
 
 app = App()
 ledger = Ledger(os.environ.get("SCENARIO_LEDGER", "/dev/null"))

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
-from scenarios.harness import Story, until
-from scenarios.proxy import Proxy
 
 from pgqueue import App, DatabaseError, JobSpec, Settings
 from pgqueue.errors import DatabaseUnreachableError
+from scenarios.harness import Story, until
+from scenarios.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -70,9 +70,7 @@ def restart(server: PostgresServer, how: str, times: int, story: Story) -> None:
 
 
 @pytest.mark.parametrize("how", ["fast", "immediate"])
-def test_workers_live_through_restarts_of_the_server(
-    private_server: PrivateServers, tmp_path: Path, how: str
-) -> None:
+def test_workers_live_through_restarts_of_the_server(private_server: PrivateServers, tmp_path: Path, how: str) -> None:
     server = private_server(migrated=True)
     story = Story(server.dsn, tmp_path)
     try:
@@ -224,7 +222,11 @@ def test_connections_used_up_by_others_are_waited_for(private_server: PrivateSer
             while True:
                 hoard.append(psycopg.connect(server.dsn))
         worker = story.start(ready=False)
-        until(lambda: "connection" in worker.log.read_text() or "reached" in worker.log.read_text(), "it waits", story.logs)
+        until(
+            lambda: "connection" in worker.log.read_text() or "reached" in worker.log.read_text(),
+            "it waits",
+            story.logs,
+        )
         for connection in hoard:
             connection.close()
         story.until_completed(job)

@@ -10,6 +10,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import pytest
+
 from scenarios.harness import LEASE, SWEEP, until
 
 if TYPE_CHECKING:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+
 from scenarios.harness import POLL, until
 
 if TYPE_CHECKING:

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+
 from scenarios.harness import until
 
 if TYPE_CHECKING:

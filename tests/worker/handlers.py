@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from pgqueue import Cancel, Dead, Job, Retry, Snooze, current_job  # noqa: TC001 - Job is read at run time
+from pgqueue import Cancel, Dead, Job, Retry, Snooze, current_job
 
 NUL_AND_SURROGATE = "a\0b\ud800c"
 
@@ -48,7 +48,7 @@ class BrokenStrError(Exception):
         raise ValueError("my __str__ is broken")
 
 
-class FarFromException(BaseException):  # noqa: N818 - the point is that it is no Exception
+class FarFromException(BaseException):
     pass
 
 

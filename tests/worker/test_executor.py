@@ -10,9 +10,6 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 import pytest
-from worker import handlers
-from worker.handlers import FarFromException, WorseError, make_error, make_value
-from worker.support import execute, in_state, make_app, query, until, working
 
 from pgqueue import (
     App,
@@ -31,8 +28,10 @@ from pgqueue import (
     current_job,
     never,
 )
-
 from pgqueue.outcome import describe_error, dump_result
+from worker import handlers
+from worker.handlers import FarFromException, WorseError, make_error, make_value
+from worker.support import execute, in_state, make_app, query, until, working
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,12 +85,14 @@ async def test_a_result_of_any_sort_completes_the_job(app: App, kind: Kind) -> N
     async with working(app, slots=slots_for(kind)):
         jobs = await app.enqueue_many([task.job(kind=value) for value in VALUES])
         results = {
-            value: (await in_state(job, "completed", within=60)).result
-            for value, job in zip(VALUES, jobs, strict=True)
+            value: (await in_state(job, "completed", within=60)).result for value, job in zip(VALUES, jobs, strict=True)
         }
     assert results["none"] is None
     assert results["plain"] == make_value("plain")
-    assert results["nul"] == {"a\N{REPLACEMENT CHARACTER}b": "c\N{REPLACEMENT CHARACTER}d", "deep": [{"x": "\N{REPLACEMENT CHARACTER}"}]}
+    assert results["nul"] == {
+        "a\N{REPLACEMENT CHARACTER}b": "c\N{REPLACEMENT CHARACTER}d",
+        "deep": [{"x": "\N{REPLACEMENT CHARACTER}"}],
+    }
     assert results["escaped nul"] == r"\u0000 is only text"
     assert "surrogates" in results["surrogate"]["note"]
     assert results["nan"] == [None, None, 1.0]
@@ -195,7 +196,8 @@ async def test_the_wait_doubles_with_every_attempt_within_its_jitter(app: App, a
         for job in jobs:
             await in_state(job, "retrying")
     waits = await query(
-        app.settings.dsn, "SELECT extract(epoch FROM run_at - now())::float8, (errors->-1->>'at')::timestamptz FROM pgqueue.jobs"
+        app.settings.dsn,
+        "SELECT extract(epoch FROM run_at - now())::float8, (errors->-1->>'at')::timestamptz FROM pgqueue.jobs",
     )
     delays = [wait for wait, _ in waits]
     assert all(0.9 * seconds - 10 <= delay <= 1.1 * seconds for delay in delays)
@@ -226,7 +228,11 @@ async def test_the_wait_has_a_cap_even_at_the_highest_attempt(app: App) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_policy_follows_the_most_specific_class_of_the_exception(app: App, kind: Kind) -> None:
     task = register(
-        app, kind, handlers.raise_lookup_error, retry=Fixed("1h"), retry_on={LookupError: Fixed("2h"), WorseError: never}
+        app,
+        kind,
+        handlers.raise_lookup_error,
+        retry=Fixed("1h"),
+        retry_on={LookupError: Fixed("2h"), WorseError: never},
     )
     async with working(app, slots=slots_for(kind)):
         worse, key, other = [await task.enqueue(kind=error) for error in ("worse", "key", "other")]
@@ -622,7 +628,9 @@ async def test_a_cancelled_job_that_is_given_back_is_cancelled(app: App) -> None
 async def test_a_handler_knows_its_job(app: App, kind: Kind, function: Callable[..., Any]) -> None:
     if (kind == "thread") == asyncio.iscoroutinefunction(function) and kind != "process":
         pytest.skip("this pair is another kind")
-    task = app.task(name="facts", queue="q", max_attempts=7, isolation="process" if kind == "process" else None)(function)
+    task = app.task(name="facts", queue="q", max_attempts=7, isolation="process" if kind == "process" else None)(
+        function
+    )
     async with working(app, slots=slots_for(kind)):
         job = await task.options(meta={"trace": "abc"}).enqueue()
         assert await job.result(60) == [True, 1, 7, "facts", "q", {"trace": "abc"}, {}, False]

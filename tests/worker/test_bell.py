@@ -1,0 +1,167 @@
+"""The bell wakes idle workers, is silent for busy ones, and nothing depends on it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+
+from worker.support import execute, in_state, query, until, working
+
+if TYPE_CHECKING:
+    from pgqueue import App
+
+POLL = 2.0
+
+
+async def started_within(job: Any) -> float:
+    record = await in_state(job, "completed")
+    return float((record.started_at - record.created_at).total_seconds())
+
+
+async def test_an_idle_worker_is_woken_at_once(app: App) -> None:
+    @app.task
+    async def note() -> None:
+        pass
+
+    async with working(app, poll=timedelta(seconds=POLL)) as worker:
+        waits = []
+        for _ in range(5):
+            await until(lambda: worker.bell.armed, "the bell is armed")
+            waits.append(await started_within(await note.enqueue()))
+    assert sorted(waits)[2] < POLL / 4, waits
+
+
+async def test_without_the_bell_jobs_start_within_the_poll_interval(app: App) -> None:
+    @app.task
+    async def note() -> None:
+        pass
+
+    async with working(app, bell=False, poll=timedelta(seconds=0.5)):
+        waits = [await started_within(await note.enqueue()) for _ in range(4)]
+    assert all(wait < 0.5 + 0.5 for wait in waits), waits
+
+
+async def notices(dsn: str, app: App, work: Any) -> list[str]:
+    """The queue names that were rung while this was done."""
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as connection:
+        await connection.execute('LISTEN "pgqueue.wake"')
+        await work()
+        await execute(dsn, "SELECT pg_notify('pgqueue.wake', 'end of the test')")
+        heard: list[str] = []
+        async for notice in connection.notifies(timeout=10):
+            if notice.payload == "end of the test":
+                return heard
+            heard.append(notice.payload)
+    raise AssertionError("the last notice did not come")
+
+
+async def test_an_enqueue_rings_only_when_somebody_is_idle(dsn: str, app: App) -> None:
+    go = asyncio.Event()
+
+    @app.task(queue="here")
+    async def hold() -> None:
+        await go.wait()
+
+    async def enqueue() -> None:
+        await hold.enqueue()
+
+    async def enqueue_elsewhere() -> None:
+        await hold.options(queue="nobody is there").enqueue()
+
+    assert await notices(dsn, app, enqueue) == [], "no worker: nobody to wake"
+    async with working(app, slots=2) as worker:
+        await until(lambda: worker.executor.running == 1 and worker.bell.armed, "it is idle, with a slot free")
+        assert await notices(dsn, app, enqueue_elsewhere) == []
+        assert await notices(dsn, app, enqueue) == ["here"]
+        await until(lambda: worker.executor.running == 2 and not worker.bell.armed, "its slots are full")
+        assert await notices(dsn, app, enqueue) == [], "it is busy: it will look by itself"
+        go.set()
+        await until(lambda: worker.executor._ended == 3, "all have run")
+
+
+async def test_a_rollback_rings_no_bell(dsn: str, app: App) -> None:
+    @app.task
+    async def note() -> None:
+        pass
+
+    async def enqueue_and_roll_back() -> None:
+        async with await psycopg.AsyncConnection.connect(dsn) as connection:
+            await note.using(connection).enqueue()
+            await connection.rollback()
+
+    async with working(app) as worker:
+        await until(lambda: worker.bell.armed, "it is idle")
+        assert await notices(dsn, app, enqueue_and_roll_back) == []
+    assert await query(dsn, "SELECT count(*) FROM pgqueue.all_jobs") == [(0,)]
+
+
+async def test_a_listener_that_was_cut_off_listens_again(dsn: str, app: App) -> None:
+    @app.task
+    async def note() -> None:
+        pass
+
+    async with working(app, poll=timedelta(seconds=POLL)) as worker:
+        await until(lambda: worker.bell.armed, "the bell is armed")
+        for _ in range(2):
+            connection = worker.bell._connection
+            assert connection is not None
+            await execute(dsn, "SELECT pg_terminate_backend(%s)", connection.info.backend_pid)
+            await until(lambda old=connection: worker.bell._connection is not old, "it has noticed")
+            assert await started_within(await note.enqueue()) < POLL + 1, "polling goes on meanwhile"
+            await until(lambda: worker.bell.armed, "it is armed again")
+        assert await started_within(await note.enqueue()) < POLL / 4
+
+
+async def test_a_held_lock_in_a_strangers_session_costs_no_more_than_a_poll(dsn: str, app: App) -> None:
+    """The known edge: an enqueue that was cancelled at a bad moment leaves the exclusive lock in a pooled session."""
+
+    @app.task
+    async def note() -> None:
+        pass
+
+    async with await psycopg.AsyncConnection.connect(dsn, autocommit=True) as stranger:
+        await stranger.execute("SELECT pg_advisory_lock(pgqueue.bell_key('default'))")
+        async with working(app, poll=timedelta(seconds=0.5)) as worker:
+            await until(lambda: worker.bell.up, "the bell is up")
+            waits = [await started_within(await note.enqueue()) for _ in range(3)]
+            assert not worker.bell.armed
+            assert all(wait < 1 for wait in waits), waits
+            await stranger.execute("SELECT pg_advisory_unlock_all()")
+            await until(lambda: worker.bell.armed, "it is armed as soon as it can be")
+
+
+async def test_a_bell_that_does_not_answer_is_given_up(app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pgqueue.worker import bell as module
+
+    monkeypatch.setattr(module, "_ANSWER_PATIENCE", 0.2)
+    monkeypatch.setattr(module, "_PING_EVERY", 0.2)
+
+    @app.task
+    async def note() -> None:
+        pass
+
+    async with working(app) as worker:
+        await until(lambda: worker.bell.armed, "the bell is armed")
+        connection = worker.bell._connection
+        assert connection is not None
+        asyncio.get_running_loop().remove_reader(connection.fileno())  # deaf from now on
+        await until(lambda: worker.bell._connection is not connection, "it is given up")
+        await until(lambda: worker.bell.armed, "there is a new one")
+        await in_state(await note.enqueue(), "completed")
+
+
+async def test_an_idle_worker_asks_rarely(dsn: str, app: App) -> None:
+    @app.task
+    async def note() -> None:
+        pass
+
+    async with working(app, poll=timedelta(seconds=1)) as worker:
+        await until(lambda: worker.bell.armed and worker.claimer._rung >= 5, "it has calmed down")
+        turns, began = worker.claimer._turn, time.monotonic()
+        await until(lambda: worker.claimer._turn >= turns + 2, "two more looks")
+        assert time.monotonic() - began > 0.7

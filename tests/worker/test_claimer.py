@@ -1,0 +1,278 @@
+"""What is claimed, when, and in which order."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+
+from pgqueue.worker.claimer import Marks
+from worker.support import execute, in_state, make_app, query, until, working
+
+if TYPE_CHECKING:
+    from pgqueue import App, Job
+
+
+async def test_long_handlers_do_not_hoard_jobs(app: App) -> None:
+    @app.task
+    async def long() -> None:
+        await asyncio.sleep(60)
+
+    await app.enqueue_many([long.job() for _ in range(50)])
+    async with working(app, slots=5) as worker:
+        await until(lambda: worker.executor.running == 5, "the slots are full")
+        await asyncio.sleep(0.5)  # more than two polls: nothing else may be taken
+        assert len(worker.hand) == 5
+        assert await query(app.settings.dsn, "SELECT count(*) FROM pgqueue.jobs WHERE state = 'running'") == [(5,)]
+
+
+async def test_quick_handlers_are_claimed_ahead_of_their_slots(app: App) -> None:
+    most = 0
+
+    @app.task
+    async def quick() -> None:
+        nonlocal most
+        most = max(most, len(worker.hand))
+
+    await app.enqueue_many([quick.job() for _ in range(5000)])
+    async with working(app, slots=5) as worker:
+        await until(lambda: worker.executor._ended == 5000, "all have run", within=60)
+        await worker.finisher.drained()
+    assert 5 < most <= 5 + 1000 + 2000, "many at once, but bounded"
+
+
+async def test_jobs_claimed_ahead_that_would_wait_too_long_are_given_back(dsn: str, app: App) -> None:
+    @app.task(name="quick")
+    async def quick() -> None:
+        pass
+
+    @app.task(name="long")
+    async def long() -> None:
+        await asyncio.sleep(60)
+
+    await app.enqueue_many([quick.job() for _ in range(3000)] + [long.job() for _ in range(200)])
+    async with working(app, slots=2) as worker:
+        await until(lambda: worker.executor.running == 2 and len(worker.hand) <= 2, "only what runs is held", within=60)
+        attempts = await query(dsn, "SELECT DISTINCT attempt FROM pgqueue.jobs WHERE state = 'available'")
+        assert attempts == [(0,)], "without blame"
+
+
+async def test_high_runs_before_normal_before_low(app: App) -> None:
+    order: list[str] = []
+
+    @app.task
+    async def note(name: str) -> None:
+        order.append(name)
+
+    jobs = [note.options(priority=p).job(name=p) for p in ("low", "normal", "high") for _ in range(3)]
+    handles = await app.enqueue_many(jobs)
+    async with working(app, slots=1):
+        for job in handles:
+            await in_state(job, "completed")
+    assert order == 3 * ["high"] + 3 * ["normal"] + 3 * ["low"]
+
+
+async def test_a_later_job_of_high_priority_overtakes_those_that_wait(app: App) -> None:
+    order: list[str] = []
+    gate = asyncio.Semaphore(0)
+
+    @app.task
+    async def note(name: str) -> None:
+        order.append(name)
+        await gate.acquire()
+
+    await app.enqueue_many([note.job(name="normal") for _ in range(3)])
+    async with working(app, slots=1):
+        await until(lambda: order == ["normal"], "the first one runs")
+        urgent = await note.options(priority="high").enqueue(name="high")
+        for _ in range(4):
+            gate.release()
+        await in_state(urgent, "completed")
+        await until(lambda: len(order) == 4, "all have run")
+    assert order == ["normal", "high", "normal", "normal"]
+
+
+async def test_far_future_jobs_of_high_priority_hide_nothing(app: App) -> None:
+    @app.task
+    async def note() -> str:
+        return "ran"
+
+    await app.enqueue_many([note.options(priority=0, delay="1d").job() for _ in range(500)])
+    async with working(app):
+        assert await (await note.options(priority=9).enqueue()).result(5) == "ran"
+
+
+async def test_several_queues_take_turns(app: App) -> None:
+    order: list[str] = []
+
+    @app.task(name="a", queue="a")
+    async def a() -> None:
+        order.append("a")
+
+    @app.task(name="b", queue="b")
+    async def b() -> None:
+        order.append("b")
+
+    jobs = await app.enqueue_many([task.job() for task in (a, b) for _ in range(20)])
+    async with working(app, slots=1) as worker:
+        worker.executor._set_rate = lambda _rate: None  # type: ignore[method-assign] - one claim, one job
+        for job in jobs:
+            await in_state(job, "completed")
+    assert "a" in order[:4] and "b" in order[:4], "neither waits for the other to run dry"  # noqa: PT018
+
+
+async def test_a_worker_serves_only_its_queues(app: App) -> None:
+    @app.task
+    async def note() -> str:
+        return "ran"
+
+    async with working(app, queues=["mine"]):
+        other = await note.options(queue="other").enqueue()
+        assert await (await note.options(queue="mine").enqueue()).result(5) == "ran"
+        assert (await other.refresh()).state == "available"
+
+
+async def test_a_queue_name_may_hold_anything(app: App) -> None:
+    name = 'it\'s a "queue"; DROP TABLE jobs; -- ü \N{SNOWMAN} %s {0}'
+
+    @app.task(queue=name)
+    async def note() -> str:
+        return "ran"
+
+    async with working(app) as worker:
+        await until(lambda: worker.bell.armed, "the bell is armed")
+        assert await (await note.enqueue()).result(5) == "ran"
+
+
+async def test_a_paused_queue_waits_and_goes_on_when_it_is_resumed(app: App) -> None:
+    ran: list[int] = []
+
+    @app.task
+    async def note(number: int) -> None:
+        ran.append(number)
+
+    async with working(app) as worker:
+        await in_state(await note.enqueue(number=1), "completed")
+        assert await app.aclient.pause("default")
+        turns = worker.claimer._turn
+        job = await note.enqueue(number=2)
+        await until(lambda: worker.claimer._turn > turns + 2, "it has looked")
+        assert (await job.refresh()).state == "available"
+        assert await app.aclient.resume("default")
+        await in_state(job, "completed", within=2)
+    assert ran == [1, 2]
+
+
+async def test_what_runs_goes_on_when_its_queue_is_paused(app: App) -> None:
+    go = asyncio.Event()
+
+    @app.task
+    async def hold() -> None:
+        await go.wait()
+
+    async with working(app):
+        job = await hold.enqueue()
+        await in_state(job, "running")
+        await app.aclient.pause("default")
+        go.set()
+        await in_state(job, "completed")
+
+
+@pytest.mark.parametrize("bell", [True, False])
+async def test_delayed_jobs_start_on_time_while_the_worker_is_idle(app: App, bell: bool) -> None:
+    @app.task
+    async def note() -> None:
+        pass
+
+    async with working(app, bell=bell, poll=timedelta(seconds=1)):
+        jobs = [await note.options(delay=delay).enqueue() for delay in (0.5, 1.0, 1.37)]
+        records = [await in_state(job, "completed") for job in jobs]
+    late = [(record.started_at - record.run_at).total_seconds() for record in records]
+    print(f"MEASURED delayed start (bell={bell}): {[f'{seconds * 1000:.1f} ms' for seconds in late]}")
+    assert all(0 <= seconds < 1 for seconds in late)
+
+
+async def test_jobs_that_commit_late_with_an_early_time_are_found(dsn: str, app: App) -> None:
+    """Their run_at lies before the worker's mark."""
+
+    @app.task
+    async def note() -> str:
+        return "ran"
+
+    async with working(app) as worker:
+        await until(lambda: worker.claimer.marks._clock_offset is not None, "it knows the clock")
+        for _ in range(5):
+            await (await note.enqueue()).result(5)
+        old = await note.enqueue()
+        await execute(dsn, "UPDATE pgqueue.jobs SET run_at = now() - interval '1 hour' WHERE state = 'available'")
+        assert await old.result(5) == "ran"
+
+
+async def test_the_claim_goes_on_after_its_connection_was_terminated(dsn: str, app: App) -> None:
+    @app.task
+    async def note() -> str:
+        return "ran"
+
+    async with working(app):
+        await (await note.enqueue()).result(5)
+        await execute(
+            dsn,
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+        )
+        assert await until(lambda: enqueued_and_ran(note), "it works again", within=15)
+
+
+async def enqueued_and_ran(task: object) -> bool:
+    from pgqueue import DatabaseError
+
+    try:
+        job: Job = await task.enqueue()  # type: ignore[attr-defined]
+        return bool(await job.result(5) == "ran")
+    except DatabaseError:
+        return False
+
+
+async def test_two_workers_share_and_run_nothing_twice(dsn: str, app: App) -> None:
+    ran: list[int] = []
+
+    async def note(number: int) -> None:
+        ran.append(number)
+        await asyncio.sleep(0.001)
+
+    task = app.task(name="note")(note)
+    other = make_app(dsn)
+    other.task(name="note")(note)
+    jobs = await app.enqueue_many([task.job(number=n) for n in range(500)])
+    async with working(app, slots=10), working(other, slots=10):
+        for job in jobs:
+            await in_state(job, "completed", within=30)
+    assert sorted(ran) == list(range(500))
+
+
+def test_a_mark_lags_behind_the_servers_clock_and_never_goes_back() -> None:
+    marks = Marks(["q"])
+    row = (5, datetime.now(UTC) - timedelta(seconds=10), 1, "q")
+    marks.advance([row])
+    assert marks.lanes(full=False, turn=0).mark_ats == [None] * 10, "without the server's clock there is no mark"
+    marks.set_clock(time.time())
+    marks.advance([row])
+    early = marks.lanes(full=False, turn=0)
+    assert (early.mark_ats[5], early.mark_ids[5]) == (row[1], 1)
+    marks.advance([(5, datetime.now(UTC), 2, "q")])
+    late = marks.lanes(full=False, turn=0)
+    assert late.mark_ats[5] is not None
+    assert late.mark_ats[5] <= datetime.now(UTC) - timedelta(milliseconds=250)
+    marks.advance([row])
+    assert marks.lanes(full=False, turn=0).mark_ats[5] == late.mark_ats[5]
+    assert marks.lanes(full=True, turn=0).mark_ats == [None] * 10
+
+
+def test_queues_of_one_priority_take_turns_at_being_first() -> None:
+    marks = Marks(["a", "b", "c"])
+    assert [marks.lanes(full=True, turn=turn).queues[:3] for turn in range(3)] == [
+        ["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"],
+    ]  # fmt: skip
+    assert marks.lanes(full=True, turn=1).priorities == sorted(3 * list(range(10)))
