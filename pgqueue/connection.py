@@ -21,6 +21,7 @@ import psycopg
 from psycopg import conninfo
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
+from pgqueue.bigints import Bigints, BigintsDumper
 from pgqueue.errors import (
     DatabaseError,
     DatabaseUnreachableError,
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
 
     from pgqueue.statements import Statement
+
+psycopg.adapters.register_dumper(Bigints, BigintsDumper)
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)

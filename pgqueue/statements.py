@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import orjson
 
+from pgqueue.bigints import pack_bigints
 from pgqueue.job import JobRecord, JobSpec
 from pgqueue.sql import load
 
@@ -220,14 +221,14 @@ def finish(
     outcomes = sorted(outcomes, key=_first)
     tokens = [token for _, token, _ in outcomes]
     params = {
-        "ids": [job_id for job_id, _, _ in outcomes],
-        "tokens": tokens,
-        "verdicts": [outcome.verdict for _, _, outcome in outcomes],
-        "results": [outcome.result for _, _, outcome in outcomes],
-        "errors": [outcome.error for _, _, outcome in outcomes],
-        "delays": [outcome.delay for _, _, outcome in outcomes],
-        "done_tokens": list(done_tokens),
-        "open_tokens": list(set(tokens).difference(done_tokens)),
+        "ids": pack_bigints([job_id for job_id, _, _ in outcomes]),
+        "tokens": pack_bigints(tokens),
+        "verdicts": _unless_all("completed", [outcome.verdict for _, _, outcome in outcomes]),
+        "results": _unless_all(None, [outcome.result for _, _, outcome in outcomes]),
+        "errors": _unless_all(None, [outcome.error for _, _, outcome in outcomes]),
+        "delays": _unless_all(0.0, [outcome.delay for _, _, outcome in outcomes]),
+        "done_tokens": pack_bigints(done_tokens),
+        "open_tokens": pack_bigints(list(set(tokens).difference(done_tokens))),
     }
     return Statement(load("finish", schema), params, lambda rows: [(row[0], row[1]) for row in rows])
 
@@ -306,6 +307,11 @@ def _as_arguments(spec: JobSpec) -> dict[str, Any]:
     if spec.meta is not None:
         arguments["meta"] = orjson.Fragment(spec.meta)
     return arguments
+
+
+def _unless_all(usual: Any, values: list[Any]) -> list[Any] | None:
+    """None for a column that has nothing to say; finish.sql knows what is usual."""
+    return None if values.count(usual) == len(values) else values
 
 
 def _first(item: tuple[int, int, Outcome]) -> int:

@@ -3,6 +3,7 @@
 -- Parameters: ids, tokens, verdicts, results, errors, delays: parallel arrays, one element per outcome, sorted by id.
 --   verdict: completed | dead | cancelled | retry (back after the delay) | snooze (the same, attempt refunded) |
 --   release (back at once or after the delay, attempt refunded); the last three end as cancelled when somebody asked. result, error: JSON text or NULL; delay: seconds.
+--   A NULL instead of an array: all completed, no results, no errors, no delays.
 --   done_tokens: leases with no other job left (deleted); open_tokens: the others.
 -- Index: jobs_pkey (`id = ANY` keeps the planner from scanning the table), leases_pkey.
 -- Guard: the row's token. A row that is not running under this token is left alone.
@@ -13,7 +14,7 @@ WITH done AS MATERIALIZED (
 ), held AS MATERIALIZED (
     SELECT l.token FROM pgqueue.leases l WHERE l.token = ANY (%(open_tokens)s::bigint[]) ORDER BY l.token FOR KEY SHARE
 ), outcome AS MATERIALIZED (
-    SELECT o.id, o.token, o.verdict, o.result, o.error, o.delay
+    SELECT o.id, o.token, coalesce(o.verdict, 'completed') AS verdict, o.result, o.error, coalesce(o.delay, 0) AS delay
     FROM unnest(%(ids)s::bigint[], %(tokens)s::bigint[], %(verdicts)s::text[], %(results)s::text[], %(errors)s::text[],
                 %(delays)s::float8[]) AS o(id, token, verdict, result, error, delay)
     WHERE (SELECT count(*) FROM done) + (SELECT count(*) FROM held) >= 0  -- the leases are locked before any job

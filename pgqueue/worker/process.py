@@ -173,8 +173,6 @@ def child_main(pipe: Connection, settings: Settings) -> None:
 class _ChildRun(Run):
     """A run whose facts travel to the parent."""
 
-    __slots__ = ("_pipe",)
-
     def __init__(self, row: tuple[Any, ...], token: int, app: App, pipe: Connection) -> None:
         super().__init__(row, token, app)
         self._pipe = pipe

@@ -68,7 +68,7 @@ def make_value(kind: str) -> Any:
         "huge": lambda: "x" * 100_000_000,
         "set": lambda: {"one"},
         "model": lambda: Point(x=1, name="p"),
-        "opaque": lambda: Opaque(),
+        "opaque": Opaque,
         "unspeakable": lambda: [Unspeakable()],
         "big number": lambda: 10**40,
         "bytes": lambda: b"\x00\xff",
@@ -82,14 +82,14 @@ def make_error(kind: str) -> BaseException:
     return {
         "plain": lambda: ValueError("wrong value"),
         "system exit": lambda: SystemExit(3),
-        "keyboard interrupt": lambda: KeyboardInterrupt(),
+        "keyboard interrupt": KeyboardInterrupt,
         "base exception": lambda: FarFromException("far"),
-        "broken str": lambda: BrokenStrError(),
+        "broken str": BrokenStrError,
         "nul": lambda: ValueError(NUL_AND_SURROGATE),
         "long": lambda: ValueError("x" * 10_000_000),
         "group": lambda: ExceptionGroup("several", [ValueError("one"), KeyError("two")]),
         "unpicklable": lambda: OddError(1, 2),
-        "generator exit": lambda: GeneratorExit(),
+        "generator exit": GeneratorExit,
         "stop iteration": lambda: StopIteration(5),
     }[kind]()
 

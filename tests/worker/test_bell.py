@@ -8,11 +8,12 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
-import pytest
 
 from worker.support import execute, in_state, query, until, working
 
 if TYPE_CHECKING:
+    import pytest
+
     from pgqueue import App
 
 POLL = 2.0

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgqueue.worker.claimer import Marks
-from worker.support import execute, in_state, make_app, query, until, working
+from worker.support import TERMINATE_ALL, execute, in_state, make_app, query, until, working
 
 if TYPE_CHECKING:
     from pgqueue import App, Job
@@ -220,7 +220,7 @@ async def test_the_claim_goes_on_after_its_connection_was_terminated(dsn: str, a
         await (await note.enqueue()).result(5)
         await execute(
             dsn,
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()",
+            TERMINATE_ALL,
         )
         assert await until(lambda: enqueued_and_ran(note), "it works again", within=15)
 

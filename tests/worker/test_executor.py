@@ -42,8 +42,8 @@ if TYPE_CHECKING:
 Kind = Literal["async", "thread", "process"]
 KINDS: tuple[Kind, ...] = ("async", "thread", "process")
 VALUES = (
-    "none", "plain", "nul", "escaped nul", "surrogate", "nan", "huge", "set", "model", "opaque", "unspeakable", "big number",
-    "bytes", "deep", "odd keys",
+    "none", "plain", "nul", "escaped nul", "surrogate", "nan", "huge", "set", "model", "opaque", "unspeakable",
+    "big number", "bytes", "deep", "odd keys",
 )  # fmt: skip
 ERRORS = {
     "plain": ("ValueError", "wrong value"),
@@ -665,7 +665,7 @@ async def test_progress_is_visible_while_the_handler_runs(app: App, tmp_path: Pa
         @app.task
         async def task(job: Job, flag: str) -> str:
             job.progress(0.5, "half")
-            while not flag_path.exists():
+            while not flag_path.exists():  # noqa: ASYNC110 - the word comes through a file
                 await asyncio.sleep(0.01)
             return "done"
 
@@ -694,7 +694,7 @@ async def test_progress_outside_its_range_is_refused(app: App) -> None:
         assert "0.0 to 1.0" in (await in_state(await overdo.enqueue(), "dead")).errors[0]["message"]
 
 
-# -- job.transaction() --------------------------------------------------------------------------------------------------
+# -- job.transaction() ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture

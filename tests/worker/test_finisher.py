@@ -11,7 +11,7 @@ import pytest
 
 from pgqueue import Fixed, Job, Snooze
 from pgqueue.outcome import Outcome
-from worker.support import execute, in_state, query, until, working
+from worker.support import TERMINATE_ALL, execute, in_state, query, until, working
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -106,7 +106,7 @@ async def test_a_killed_finishing_connection_costs_nothing(dsn: str, app: App) -
         if number % 20 == 0:
             await execute(
                 dsn,
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database() AND query LIKE '%%verdict%%' AND pid <> pg_backend_pid()",
+                f"{TERMINATE_ALL} AND query LIKE '%verdict%'",
             )
         return number
 
@@ -145,7 +145,6 @@ async def test_one_bad_outcome_in_a_batch_of_a_thousand_is_named_and_the_rest_la
     assert rows == [("completed", 1000)]
 
 
-@pytest.mark.xfail(strict=True, reason="W16: a refusing server is taken for a bad outcome")
 async def test_a_server_that_is_read_only_for_a_while_loses_no_outcome(dsn: str, app: App) -> None:
     """As after a failover, before the standby is promoted: the outcomes are not to blame."""
     runs = 0
@@ -170,7 +169,6 @@ async def test_a_server_that_is_read_only_for_a_while_loses_no_outcome(dsn: str,
     assert len(refused) == 6
 
 
-@pytest.mark.xfail(strict=True, reason="W16: a refusing server is taken for a bad outcome")
 async def test_a_schema_that_is_away_for_a_moment_loses_no_outcome(dsn: str, app: App) -> None:
     runs = 0
     go = asyncio.Event()

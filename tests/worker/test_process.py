@@ -73,7 +73,6 @@ async def test_a_timeout_kills_the_child_and_everything_it_started(app: App, tmp
         await until(lambda: not any(map(is_running, family)), "the whole family is dead")
 
 
-@pytest.mark.xfail(strict=True, reason="W17: only a living child has its group killed")
 async def test_a_crash_leaves_nothing_that_the_handler_started(app: App, tmp_path: Path) -> None:
     task = app.task(isolation="process", max_attempts=1)(handlers.write_family_and_exit)
     path = tmp_path / "pids"
@@ -107,7 +106,6 @@ async def test_a_stop_gives_an_isolated_job_back_and_kills_its_child(app: App, t
     await until(lambda: not is_running(int(path.read_text())), "its child is dead")
 
 
-@pytest.mark.xfail(strict=True, reason="W15: the import counts")
 async def test_a_timeout_counts_from_when_the_child_has_imported_the_handler(
     app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import psycopg
 import pytest
 
-from pgqueue import Job
+from pgqueue import Job  # noqa: TC001 - read at run time
 from worker.support import LEASE, execute, in_state, make_app, query, until, working
 
 if TYPE_CHECKING:

@@ -151,7 +151,7 @@ async def test_a_worker_that_is_stopped_before_it_begins_ends(app: App) -> None:
 async def test_a_worker_can_be_seen_while_it_works_and_is_forgotten_when_it_stopped(app: App) -> None:
     app.task(name="t", queue="q")(lambda: None)
     async with working(app, slots=7, name="somebody") as worker:
-        (record,) = await until(lambda: app.aclient.workers(), "it is seen")
+        (record,) = await until(app.aclient.workers, "it is seen")
         assert (record.name, record.queues, record.slots, record.alive, record.stopping) == (
             "somebody",
             ["q"],

@@ -1,0 +1,478 @@
+"""The two clients: every verb of both, COPY, the caller's connection, and what happens when the server goes away."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import invariants
+import psycopg
+import pytest
+from peers import Peer
+
+from pgqueue import AsyncClient, Client, JobSpec
+from pgqueue.connection import Database
+from pgqueue.errors import (
+    DatabaseError,
+    DatabaseUnreachableError,
+    InvalidJobError,
+    InvalidPayloadError,
+    JobNotFoundError,
+    JobStateError,
+    SchemaError,
+)
+from pgqueue.statements import Statement
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+
+NOW = datetime(2030, 5, 6, 7, 8, 9, 123456, tzinfo=UTC)
+NOWHERE = "host=127.0.0.1 port=1 connect_timeout=1"
+SPECS = [
+    JobSpec.make("plain"),
+    JobSpec.make(
+        "Ünï✓ \N{GRINNING FACE}", {"text": 'quote " back \\ tab \t ✓ \N{GRINNING FACE}', "n": [1.5, None]}, queue="ünï"
+    ),
+    JobSpec.make("t", None, priority=0, max_attempts=32_767),
+    JobSpec.make("t", [], priority=9, max_attempts=1),
+    JobSpec.make("t", run_at=NOW),
+    JobSpec.make("t", run_at=datetime(1970, 1, 1, tzinfo=UTC)),
+    JobSpec.make("t", delay="90s"),
+    JobSpec.make("t", delay=0),
+    JobSpec.make("t", delay=timedelta(days=36500)),
+    JobSpec.make("t", timeout=timedelta(microseconds=1)),
+    JobSpec.make("t", timeout="36500 days"),
+    JobSpec.make("t", timeout=timedelta(days=3, seconds=5, microseconds=7)),
+    JobSpec.make("t", meta={"trace": "ü", "tags": [1, 2]}),
+    JobSpec.make("x" * 128, "y" * 100_000, queue="q" * 128),
+]
+
+
+class AsSync:
+    """An AsyncClient whose verbs can be called like a Client's, so that one test serves both."""
+
+    def __init__(self, client: AsyncClient, run: Callable[[Any], Any]) -> None:
+        self._client = client
+        self._run = run
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._run(getattr(self._client, name)(*args, **kwargs))
+
+
+@pytest.fixture
+def database(dsn: str) -> Database:
+    return Database(lambda: dsn)
+
+
+@pytest.fixture(params=["sync", "async"])
+def client(request: pytest.FixtureRequest, database: Database) -> Iterator[Any]:
+    """Both clients in turn, called the same way."""
+    if request.param == "sync":
+        yield Client(database)
+        database.close()
+        return
+    import asyncio
+
+    with asyncio.Runner() as runner:
+        yield AsSync(AsyncClient(database), runner.run)
+        runner.run(database.aclose())
+
+
+@pytest.fixture
+def peer(dsn: str) -> Iterator[Peer]:
+    with Peer(dsn) as peer:
+        yield peer
+
+
+# -- the two are one -------------------------------------------------------------------------------------------------
+
+
+def test_both_clients_have_the_same_verbs_with_the_same_arguments():
+    def verbs(cls: type) -> dict[str, str]:
+        return {
+            name: str(inspect.signature(member))
+            for name, member in vars(cls).items()
+            if callable(member) and (not name.startswith("_") or name == "__init__")
+        }
+
+    assert verbs(Client) == verbs(AsyncClient)
+    assert all(
+        inspect.iscoroutinefunction(member)
+        for name, member in vars(AsyncClient).items()
+        if callable(member) and not name.startswith("__")
+    )
+
+
+def test_every_verb_takes_the_callers_connection():
+    for name, member in vars(Client).items():
+        if callable(member) and not name.startswith("_"):
+            assert "connection" in inspect.signature(member).parameters, name
+
+
+# -- every verb ------------------------------------------------------------------------------------------------------
+
+
+def test_enqueue_and_get(client: Any):
+    job_id = client.enqueue(JobSpec.make("t", {"a": 1}, unique_key="k", meta={"m": 1}))
+    record = client.get(job_id)
+    assert (record.id, record.task, record.payload, record.meta) == (job_id, "t", {"a": 1}, {"m": 1})
+    assert record.run_at.utcoffset() == timedelta(0)
+    assert client.enqueue(JobSpec.make("t", unique_key="k")) == job_id
+
+
+def test_what_does_not_exist_is_not_found(client: Any):
+    for verb in (client.get, client.cancel, client.retry):
+        with pytest.raises(JobNotFoundError, match="no job 4711: never committed, or pruned") as caught:
+            verb(4711)
+        assert caught.value.job_id == 4711
+
+
+def test_cancel_and_retry_say_which_state_forbids_them(client: Any, peer: Peer):
+    job_id = client.enqueue(JobSpec.make("t", delay=60))
+    assert client.retry(job_id) == "available"
+    claim = peer.claim()
+    assert client.cancel(job_id) == "running"
+    with pytest.raises(JobStateError, match="is running: it can't be retried"):
+        client.retry(job_id)
+    peer.end(claim)
+    for verb, done in ((client.cancel, "cancelled"), (client.retry, "retried")):
+        with pytest.raises(JobStateError, match=f"is completed: it can't be {done}") as caught:
+            verb(job_id)
+        assert (caught.value.job_id, caught.value.state) == (job_id, "completed")
+    waiting = client.enqueue(JobSpec.make("t"))
+    assert client.cancel(waiting) == client.cancel(waiting) == "cancelled"
+    assert client.retry(waiting) == "available"
+    peer.end(peer.claim(), "dead")
+    with pytest.raises(JobStateError, match="is dead: it can't be cancelled"):
+        client.cancel(waiting)
+
+
+def test_jobs_come_newest_first_a_page_at_a_time(client: Any, peer: Peer):
+    ids = [client.enqueue(JobSpec.make(f"t{n % 2}", queue=f"q{n % 3}", delay=60 * (n % 2))) for n in range(6)]
+    peer.end(peer.claim(1, queues=["q0"]))
+    assert [record.id for record in client.jobs()] == ids[::-1]
+    assert [record.id for record in client.jobs(limit=2)] == [ids[5], ids[4]]
+    assert [record.id for record in client.jobs(limit=2, before=ids[4])] == [ids[3], ids[2]]
+    assert [record.id for record in client.jobs(queue="q1")] == [ids[4], ids[1]]
+    assert [record.id for record in client.jobs(task="t1", state="scheduled")] == [ids[5], ids[3], ids[1]]
+    assert [record.id for record in client.jobs(state="completed")] == [ids[0]]
+    assert client.jobs(before=ids[0]) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"state": "lost"}, "state must be one of available"),
+        ({"limit": 0}, "1 to 1000"),
+        ({"limit": 1001}, "1 to 1000"),
+    ],
+)
+def test_a_page_that_has_no_meaning_is_refused(client: Any, arguments: dict[str, Any], message: str):
+    with pytest.raises(InvalidJobError, match=message):
+        client.jobs(**arguments)
+
+
+def test_redrive_and_purge_dead(client: Any, peer: Peer):
+    for queue in ("a", "b", "b"):
+        client.enqueue(JobSpec.make("t", queue=queue))
+    peer.end(peer.claim(queues=["a", "b"]), "dead")
+    assert client.redrive(queue="a", task="t", limit=5) == 1
+    assert client.redrive(limit=1) == 1
+    assert client.purge_dead(queue="a") == 0
+    assert client.purge_dead() == 1
+
+
+def test_pause_resume_purge_and_the_counts(client: Any):
+    client.enqueue_many([JobSpec.make("t", queue="q")] * 3)
+    assert [client.pause("q"), client.pause("q")] == [True, False]
+    (stats,) = client.queues()
+    assert (stats.queue, stats.paused, stats.available) == ("q", True, 3)
+    assert [client.resume("q"), client.resume("q")] == [True, False]
+    assert client.purge("q") == 3
+
+
+@pytest.mark.parametrize("verb", ["pause", "resume", "purge"])
+@pytest.mark.parametrize("queue", ["", "x" * 129, "a\0", None])
+def test_a_queue_is_checked_before_any_sql(client: Any, verb: str, queue: Any):
+    with pytest.raises(InvalidJobError, match="queue must"):
+        getattr(client, verb)(queue)
+
+
+def test_retention_is_read_and_set(client: Any):
+    client.set_retention("dead", "36h")
+    assert client.retention() == {
+        "completed": timedelta(days=7), "dead": timedelta(hours=36), "cancelled": timedelta(days=30),
+    }  # fmt: skip
+    with pytest.raises(InvalidJobError, match="'running' is no outcome"):
+        client.set_retention("running", "1d")
+    with pytest.raises(InvalidJobError, match="retention"):
+        client.set_retention("dead", "-1d")
+
+
+def test_workers_are_those_heard_of_lately(client: Any, peer: Peer):
+    peer.sql("""INSERT INTO pgqueue.workers (name, host, pid, queues, slots, version, heartbeat_at) VALUES
+        ('one', 'h', 1, '{q}', 5, '1', now()), ('old', 'h', 2, '{q,r}', 5, '1', now() - interval '1 minute')""")
+    workers = {worker.name: worker for worker in client.workers()}
+    assert (workers["one"].alive, workers["old"].alive, workers["old"].queues) == (True, False, ["q", "r"])
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 5000, "1e131071"])
+@pytest.mark.xfail(
+    strict=True, reason="psycopg reads jsonb with json.loads, which refuses integers of over 4300 digits"
+)
+def test_a_strange_payload_from_sql_does_not_hide_the_other_jobs(client: Any, peer: Peer, number: str):
+    job_id = peer.value(f"SELECT pgqueue.enqueue('t', '[{number}]')")
+    assert [record.id for record in client.jobs()] == [job_id]
+
+
+@pytest.mark.xfail(strict=True, reason="psycopg reads jsonb with json.loads, whose nesting ends at the recursion limit")
+def test_a_deep_payload_from_sql_does_not_hide_the_other_jobs(client: Any, peer: Peer):
+    job_id = peer.value("SELECT pgqueue.enqueue('t', %s::jsonb)", "[" * 1500 + "]" * 1500)
+    assert [record.id for record in client.jobs()] == [job_id]
+
+
+# -- many ------------------------------------------------------------------------------------------------------------
+
+
+def facts(peer: Peer, job_id: int) -> dict[str, Any]:
+    """The row of a job, without what must differ; a delay as the distance from the enqueue."""
+    ((row,),) = peer.sql("""
+        SELECT to_jsonb(j) - '{id, run_at, created_at}'::text[]
+            || jsonb_build_object('wait', CASE WHEN run_at BETWEEN '1970-01-02' AND '2029-01-01' OR run_at > '2031-01-01'
+                THEN extract(epoch FROM run_at - created_at) ELSE extract(epoch FROM run_at) END)
+        FROM pgqueue.jobs j WHERE id = %s""", job_id)  # fmt: skip
+    return row
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["sql", "copy"])
+def test_many_jobs_are_the_same_rows_as_jobs_one_by_one(client: Any, peer: Peer, copy: bool, dsn: str):
+    one_by_one = [client.enqueue(spec) for spec in SPECS]
+    together = client.enqueue_many(iter(SPECS), copy=copy)
+    for spec, single, many in zip(SPECS, one_by_one, together, strict=True):
+        expected, found = facts(peer, single), facts(peer, many)
+        assert found.pop("wait") == pytest.approx(expected.pop("wait"), abs=0.001), spec
+        assert found == expected, spec
+        assert client.get(many).payload == json.loads(spec.payload)
+    invariants.check(dsn, [*one_by_one, *together])
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["sql", "copy"])
+def test_no_jobs_are_no_ids(client: Any, copy: bool):
+    assert client.enqueue_many([], copy=copy) == []
+
+
+def test_a_copy_of_many_blocks_lands_whole_and_in_order(client: Any, peer: Peer, dsn: str):
+    ids = client.enqueue_many((JobSpec.make("t", n) for n in range(12_345)), copy=True)
+    assert ids == sorted(ids)
+    assert peer.value("SELECT bool_and(payload = to_jsonb(id - %s)) FROM pgqueue.jobs", ids[0]) is True
+    assert len(peer.claim(100).ids) == 100
+    invariants.check(dsn, ids)
+
+
+def test_a_copy_rings_the_bell_when_somebody_sleeps(client: Any, peer: Peer):
+    peer.sql('LISTEN "pgqueue.wake"')
+    assert peer.value("SELECT pg_try_advisory_lock_shared(pgqueue.bell_key('q'))")
+    client.enqueue_many([JobSpec.make("t", queue="q")] * 3, copy=True)
+    assert [note.payload for note in peer.connection.notifies(timeout=5, stop_after=1)] == ["q"]
+
+
+def test_a_copy_has_no_unique_keys(client: Any, peer: Peer):
+    with pytest.raises(InvalidJobError, match="job 1: unique_key and copy=True do not go together"):
+        client.enqueue_many([JobSpec.make("t"), JobSpec.make("t", unique_key="k")], copy=True)
+    assert peer.value("SELECT count(*) FROM pgqueue.jobs") == 0
+
+
+def test_one_bad_job_refuses_the_batch_and_is_named(client: Any, peer: Peer):
+    """A JobSpec made past the checks, as another language might send it."""
+    for bad, error, message in (
+        (JobSpec("t", priority=99), InvalidJobError, "job 1: priority must be"),
+        (JobSpec("t", '"' + "x" * 2**20 + '"'), InvalidPayloadError, "job 1: payload of"),
+        (JobSpec(""), InvalidJobError, "job 1: task must"),
+    ):
+        with pytest.raises(error, match=message):
+            client.enqueue_many([JobSpec.make("t"), bad])
+    assert peer.value("SELECT count(*) FROM pgqueue.jobs") == 0
+
+
+def test_a_copy_that_the_table_refuses_leaves_nothing(client: Any, peer: Peer):
+    with pytest.raises(DatabaseError, match="jobs_priority_is_0_to_9"):
+        client.enqueue_many([JobSpec.make("t"), JobSpec("t", priority=99)], copy=True)
+    assert peer.value("SELECT count(*) FROM pgqueue.jobs") == 0
+    assert client.enqueue(JobSpec.make("t"))
+
+
+# -- the caller's connection -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+def test_the_verbs_join_the_transaction_of_a_psycopg_connection(database: Database, dsn: str, ends: str):
+    client = Client(database)
+    with psycopg.connect(dsn) as connection:
+        ids = [client.enqueue(JobSpec.make("t"), connection=connection)]
+        ids += client.enqueue_many([JobSpec.make("t")] * 2, connection=connection)
+        ids += client.enqueue_many([JobSpec.make("t")] * 2, copy=True, connection=connection)
+        assert client.cancel(ids[0], connection=connection) == "cancelled"
+        assert [record.id for record in client.jobs(connection=connection)] == ids[::-1]
+        assert client.jobs() == []
+        getattr(connection, ends)()
+    invariants.check(dsn, ids if ends == "commit" else [])
+    database.close()
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+async def test_the_verbs_join_the_transaction_of_an_async_connection(database: Database, dsn: str, ends: str):
+    client = AsyncClient(database)
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        ids = [await client.enqueue(JobSpec.make("t"), connection=connection)]
+        ids += await client.enqueue_many([JobSpec.make("t")] * 2, connection=connection)
+        ids += await client.enqueue_many([JobSpec.make("t")] * 2, copy=True, connection=connection)
+        assert await client.cancel(ids[0], connection=connection) == "cancelled"
+        assert await client.jobs() == []
+        await getattr(connection, ends)()
+    invariants.check(dsn, ids if ends == "commit" else [])
+    await database.aclose()
+
+
+def test_a_refusal_leaves_the_callers_connection_usable_after_its_savepoint(database: Database, dsn: str):
+    client = Client(database)
+    with psycopg.connect(dsn) as connection:
+        kept = client.enqueue(JobSpec.make("t"), connection=connection)
+        with pytest.raises(InvalidJobError), connection.transaction():
+            client.enqueue(JobSpec("t", priority=99), connection=connection)
+    invariants.check(dsn, [kept])
+
+
+async def test_a_connection_of_the_wrong_kind_is_a_clear_type_error(database: Database, dsn: str):
+    spec = JobSpec.make("t")
+    with (
+        psycopg.connect(dsn) as connection,
+        pytest.raises(TypeError, match=r"psycopg connection .*sync for enqueue_sync"),
+    ):
+        await AsyncClient(database).enqueue(spec, connection=connection)
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        with pytest.raises(TypeError, match=r"psycopg connection .*sync for enqueue_sync"):
+            Client(database).enqueue(spec, connection=connection)
+    with pytest.raises(TypeError, match="object is no connection that pgqueue knows"):
+        Client(database).enqueue(spec, connection=object())
+
+
+# -- the server ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pgqueue.connection._POOL_PATIENCE", 0.3)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_server_that_is_not_there_is_unreachable():
+    database = Database(lambda: NOWHERE)
+    with pytest.raises(DatabaseUnreachableError, match="can't be reached"):
+        Client(database).enqueue(JobSpec.make("t"))
+    database.close()
+
+
+@pytest.mark.usefixtures("impatient")
+async def test_a_server_that_is_not_there_is_unreachable_for_async_code_too():
+    database = Database(lambda: NOWHERE)
+    with pytest.raises(DatabaseUnreachableError, match="can't be reached"):
+        await AsyncClient(database).enqueue(JobSpec.make("t"))
+    await database.aclose()
+
+
+def test_what_is_no_connection_string_is_a_typed_error():
+    with pytest.raises(DatabaseError, match="not a PostgreSQL connection string"):
+        Client(Database(lambda: "nonsense nonsense")).queues()
+
+
+def test_a_missing_schema_says_what_to_run(empty_dsn: str):
+    database = Database(lambda: empty_dsn)
+    for action in (
+        lambda c: c.enqueue(JobSpec.make("t")),
+        lambda c: c.queues(),
+        lambda c: c.enqueue_many([JobSpec.make("t")]),
+    ):
+        with pytest.raises(SchemaError, match="run: pgq migrate"):
+            action(Client(database))
+    database.close()
+
+
+def test_a_pooled_connection_that_the_server_closed_is_replaced_unseen(client: Any, peer: Peer, dsn: str):
+    ids = [client.enqueue(JobSpec.make("t"))]
+    for _ in range(3):
+        killed = peer.sql("""SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity
+                             WHERE datname = current_database() AND application_name = 'pgqueue'""")
+        assert killed
+        ids.append(client.enqueue(JobSpec.make("t")))
+    invariants.check(dsn, ids)
+
+
+def test_a_connection_that_breaks_within_a_statement_is_unreachable_and_the_next_works(client: Any, peer: Peer):
+    client.enqueue(JobSpec.make("t"))
+    suicide = Statement("SELECT pg_terminate_backend(pg_backend_pid())", None, list)
+    with pytest.raises(DatabaseUnreachableError):
+        client._run(suicide, None)
+    assert client.queues()[0].available == 1
+
+
+@pytest.fixture
+def flaky(peer: Peer) -> Callable[[str, int], Statement[Any]]:
+    """A statement that fails with this SQLSTATE the first times; a sequence remembers across rollbacks."""
+    peer.sql("""
+        CREATE SEQUENCE calls;
+        CREATE FUNCTION flaky(state text, times integer) RETURNS bigint LANGUAGE plpgsql AS $$
+        BEGIN
+            IF nextval('calls') <= times THEN RAISE EXCEPTION 'not now' USING ERRCODE = state; END IF;
+            RETURN currval('calls');
+        END $$""")
+    return lambda state, times: Statement(
+        "SELECT flaky(%(state)s, %(times)s::integer)", {"state": state, "times": times}, lambda rows: rows[0][0]
+    )
+
+
+@pytest.mark.parametrize("state", ["40001", "40P01"])
+def test_a_deadlock_or_serialization_failure_is_said_again(client: Any, flaky: Callable[..., Any], state: str):
+    assert client._run(flaky(state, 3), None) == 4
+
+
+def test_it_is_not_said_again_for_ever(client: Any, peer: Peer, flaky: Callable[..., Any]):
+    with pytest.raises(DatabaseError, match="not now"):
+        client._run(flaky("40001", 1000), None)
+    assert peer.value("SELECT last_value FROM calls") == 8
+
+
+def test_another_failure_is_said_once(client: Any, peer: Peer, flaky: Callable[..., Any]):
+    with pytest.raises(DatabaseError, match="not now"):
+        client._run(flaky("P0001", 1000), None)
+    assert peer.value("SELECT last_value FROM calls") == 1
+
+
+def test_in_the_callers_transaction_nothing_is_said_again(database: Database, peer: Peer, flaky: Callable[..., Any]):
+    with pytest.raises(DatabaseError, match="not now"):
+        Client(database)._run(flaky("40001", 1), peer.connection)
+    assert peer.value("SELECT last_value FROM calls") == 1
+
+
+def test_a_closed_database_opens_again(database: Database, dsn: str):
+    client = Client(database)
+    ids = [client.enqueue(JobSpec.make("t"))]
+    database.close()
+    database.close()
+    ids.append(client.enqueue(JobSpec.make("t")))
+    database.close()
+    invariants.check(dsn, ids)
+
+
+@pytest.fixture
+async def aclient(database: Database) -> AsyncIterator[AsyncClient]:
+    yield AsyncClient(database)
+    await database.aclose()
+
+
+async def test_many_coroutines_share_the_pool(aclient: AsyncClient, dsn: str):
+    import asyncio
+
+    ids = await asyncio.gather(*(aclient.enqueue(JobSpec.make("t")) for _ in range(100)))
+    invariants.check(dsn, ids)
