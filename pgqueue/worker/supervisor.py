@@ -133,9 +133,8 @@ class _Copy:
     @property
     def answer(self) -> int:
         """Its part in our exit code. A copy that was dead when the stop came, or died of it before it had begun: 0."""
-        return (
-            0 if self._sent == 0 or self._process is None or -self._process.returncode == self._sent else self.exit_code
-        )
+        code = self._process.returncode if self._process is not None else 0
+        return 0 if code in (-self._sent, 128 + self._sent) or not self._sent else self.exit_code
 
     @property
     def exit_code(self) -> int:

@@ -231,3 +231,29 @@ async def test_no_lease_row_is_left_when_all_has_landed(dsn: str, app: App) -> N
 
 async def no_leases(dsn: str) -> bool:
     return await query(dsn, "SELECT count(*) FROM pgqueue.leases") == [(0,)]
+
+
+@pytest.mark.xfail(strict=True, reason="W20: the whole batch waits for that row")
+async def test_a_caller_who_holds_a_cancel_open_does_not_hold_up_the_other_jobs(dsn: str, app: App) -> None:
+    """Its transaction has the row's lock: that one job's outcome must wait, and only that one's."""
+    go = asyncio.Event()
+
+    @app.task
+    async def hold() -> str:
+        await go.wait()
+        return "held"
+
+    @app.task
+    async def quick() -> str:
+        return "quick"
+
+    async with working(app) as worker:
+        held = await hold.enqueue()
+        await until(lambda: worker.executor.running == 1, "it runs")
+        async with await psycopg.AsyncConnection.connect(dsn) as caller:
+            await app.aclient.cancel(held.id, connection=caller)
+            go.set()
+            await until(lambda: worker.executor.running == 0, "it has ended")
+            assert await (await quick.enqueue()).result(8) == "quick"
+            await caller.rollback()
+        assert await held.result(15) == "held"
