@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 _PLAIN_NAMES = {
-    "lease_duration", "lease_check_interval", "poll_interval", "slots", "shutdown_timeout", "port", "log_format",
+    "lease_duration", "lease_check_interval", "poll_interval", "slots", "shutdown_timeout", "log_format",
 }  # fmt: skip
 
 
@@ -33,7 +33,6 @@ class Settings:
         poll_interval: the longest sleep of an idle worker; NOTIFY wakes it earlier.
         slots: jobs that one worker process runs at the same time.
         shutdown_timeout: how long a stopping worker waits for running jobs.
-        port: for the HTTP server.
         log_format: ``text`` or ``json``.
     """
 
@@ -45,7 +44,6 @@ class Settings:
     poll_interval: timedelta = timedelta(seconds=1)
     slots: int = 50
     shutdown_timeout: timedelta = timedelta(seconds=30)
-    port: int = 8080
     log_format: str = "text"
 
     def __post_init__(self) -> None:
@@ -58,8 +56,6 @@ class Settings:
                 raise SettingsError(f"{name} must be {least:g} to {most:g} seconds")
         if not 1 <= self.slots <= 10_000:  # noqa: PLR2004
             raise SettingsError(f"slots must be 1 to 10000, not {self.slots}")
-        if not 0 <= self.port <= 65535:  # noqa: PLR2004
-            raise SettingsError(f"port must be 0 to 65535, not {self.port}")
         if self.log_format not in {"text", "json"}:
             raise SettingsError(f"log_format must be text or json, not {self.log_format!r}")
 
@@ -107,7 +103,7 @@ def _convert(name: str, source: str, raw: Any) -> Any:
     try:
         if name.endswith(("_duration", "_interval", "_timeout")):
             return parse_duration(raw, source)
-        if name in {"slots", "port"}:
+        if name == "slots":
             return int(raw)
     except InvalidJobError as error:
         raise SettingsError(str(error)) from None

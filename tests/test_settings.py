@@ -14,7 +14,7 @@ from pgqueue.errors import SettingsError
 def test_the_defaults_are_the_documented_ones():
     settings = Settings.load({})
     assert settings == Settings()
-    assert (settings.schema, settings.slots, settings.port, settings.log_format) == ("pgqueue", 50, 8080, "text")
+    assert (settings.schema, settings.slots, settings.log_format) == ("pgqueue", 50, "text")
     assert settings.lease_duration == settings.shutdown_timeout == timedelta(seconds=30)
     assert (settings.lease_check_interval, settings.poll_interval) == (timedelta(seconds=5), timedelta(seconds=1))
     assert settings.dsn is None
@@ -24,11 +24,11 @@ def test_the_environment_says_every_setting():
     environ = {
         "PGQUEUE_DSN": "host=a", "PGQUEUE_LISTEN_DSN": "host=b", "PGQUEUE_SCHEMA": "s", "PGQUEUE_LEASE_DURATION": "45s",
         "PGQUEUE_LEASE_CHECK_INTERVAL": "2", "PGQUEUE_POLL_INTERVAL": "500ms", "PGQUEUE_SLOTS": "7",
-        "PGQUEUE_SHUTDOWN_TIMEOUT": "1m", "PGQUEUE_PORT": "0", "PGQUEUE_LOG_FORMAT": "json",
+        "PGQUEUE_SHUTDOWN_TIMEOUT": "1m", "PGQUEUE_LOG_FORMAT": "json",
     }  # fmt: skip
     assert Settings.load(environ) == Settings(
         "host=a", "host=b", "s", timedelta(seconds=45), timedelta(seconds=2), timedelta(milliseconds=500), 7,
-        timedelta(minutes=1), 0, "json",
+        timedelta(minutes=1), "json",
     )  # fmt: skip
 
 
@@ -56,9 +56,8 @@ def test_the_url_of_sqlalchemy_is_understood(driver: str):
     ("variable", "value"),
     [
         ("PGQUEUE_SLOTS", "many"), ("PGQUEUE_SLOTS", "0"), ("PGQUEUE_SLOTS", "10001"), ("PGQUEUE_SLOTS", "1.5"),
-        ("PGQUEUE_PORT", "70000"), ("PGQUEUE_PORT", "-1"), ("PGQUEUE_LEASE_DURATION", "soon"),
         ("PGQUEUE_LEASE_DURATION", "0.5s"), ("PGQUEUE_LEASE_CHECK_INTERVAL", "0"), ("PGQUEUE_POLL_INTERVAL", "1ms"),
-        ("PGQUEUE_SHUTDOWN_TIMEOUT", "-1"), ("PGQUEUE_LOG_FORMAT", "xml"),
+        ("PGQUEUE_LEASE_DURATION", "soon"), ("PGQUEUE_SHUTDOWN_TIMEOUT", "-1"), ("PGQUEUE_LOG_FORMAT", "xml"),
     ],
 )  # fmt: skip
 def test_a_value_without_meaning_names_the_setting(variable: str, value: str):
