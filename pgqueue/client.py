@@ -6,6 +6,8 @@ import struct
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
+import psycopg
+
 from pgqueue import statements
 from pgqueue.connection import Database, run, run_async, run_on, run_on_async, translated
 from pgqueue.durations import Duration, parse_duration
@@ -129,7 +131,7 @@ class Client:
         return self.database.run(statement) if connection is None else run_on(connection, statement)
 
     def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
-        check_copyable(specs)
+        check_copyable(specs, connection, psycopg.Connection)
         if connection is None:
             with self.database.connection() as own, own.transaction():
                 return self._copy(specs, own)
@@ -237,7 +239,7 @@ class AsyncClient:
         return await run_on_async(connection, statement)
 
     async def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
-        check_copyable(specs)
+        check_copyable(specs, connection, psycopg.AsyncConnection)
         if connection is None:
             async with self.database.aconnection() as own, own.transaction():
                 return await self._copy(specs, own)
@@ -298,8 +300,10 @@ def check_page(state: str | None, limit: int) -> None:
 # -- COPY ------------------------------------------------------------------------------------------------------------
 
 
-def check_copyable(specs: Sequence[JobSpec]) -> None:
-    """COPY can't answer a conflict with the existing id."""
+def check_copyable(specs: Sequence[JobSpec], connection: Any, kind: type) -> None:
+    """COPY needs psycopg's own connection, and can't answer a conflict with the existing id."""
+    if connection is not None and not isinstance(connection, kind):
+        raise TypeError(f"copy=True needs a psycopg {kind.__name__}, not a {type(connection).__name__}")
     for nth, spec in enumerate(specs):
         if spec.unique_key is not None:
             raise InvalidJobError(f"job {nth}: unique_key and copy=True do not go together")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -131,8 +132,10 @@ class JobRecord:
     @classmethod
     def from_row(cls, row: tuple[Any, ...]) -> Self:
         """From the columns of get_job.sql, in their order."""
-        *columns, errors, meta = row
-        return cls(*columns, errors=errors or [], meta=meta or {})  # type: ignore[misc]
+        facts = dict(zip(cls.__slots__, row, strict=True))
+        for name in ("payload", "progress", "result"):
+            facts[name] = _load_json(facts[name])
+        return cls(**{**facts, "errors": _load_json(facts["errors"]) or [], "meta": _load_json(facts["meta"]) or {}})
 
     @property
     def finished(self) -> bool:
@@ -204,6 +207,20 @@ def check_json(data: bytes, what: str = "payload") -> str:
     if b"\\u0000" in data.replace(b"\\\\", b""):
         raise InvalidPayloadError(f"{what} holds a NUL character (\\u0000), which PostgreSQL can't store")
     return data.decode()
+
+
+def _load_json(text: str | None) -> Any:
+    """What jsonb holds. A value that Python can't (a number of 100,000 digits, a thousand levels) stays text."""
+    if text is None:
+        return None
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        pass
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _has_non_finite(value: Any) -> bool:

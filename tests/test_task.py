@@ -81,13 +81,11 @@ def test_the_jobs_of_a_task_have_its_options_and_a_call_may_change_them(app: App
 
 @pytest.mark.parametrize(
     "options",
-    [{"name": ""}, {"name": "x" * 129}, {"name": "a\0"}, {"queue": ""}, {"priority": 10}, {"priority": "urgent"}, {"max_attempts": 0},
+    [{"name": "x" * 129}, {"name": "a\0"}, {"queue": ""}, {"priority": 10}, {"priority": "urgent"}, {"max_attempts": 0},
      {"max_attempts": 40_000}, {"timeout": "soon"}, {"timeout": -1}, {"isolation": "fork"}],
     ids=str,
 )  # fmt: skip
 def test_an_option_without_meaning_is_refused_when_the_task_is_made(app: App, options: dict[str, Any]):
-    if options == {"name": ""}:
-        pytest.skip("no name: the function's own")
     with pytest.raises(InvalidJobError):
 
         @app.task(**options)
@@ -110,7 +108,7 @@ def test_a_name_is_taken_once(app: App):
 
 def test_an_unknown_task_says_what_to_do(app: App):
     with pytest.raises(
-        UnknownTaskError, match="'mail.send' is not registered here; import its module with --app"
+        UnknownTaskError, match=r"'mail\.send' is not registered here; import its module with --app"
     ) as caught:
         app.get_task("mail.send")
     assert caught.value.task == "mail.send"

@@ -2,7 +2,7 @@
 --
 -- Parameters: job_id.
 -- Index: jobs_pkey and the primary key of each partition of history.
-SELECT id, queue, task, state, payload, priority, attempt, max_attempts, run_at, created_at, started_at, finished_at,
-    lease_until, worker, cancel_requested, timeout, unique_key, progress, result, errors, meta
+SELECT id, queue, task, state, payload::text, priority, attempt, max_attempts, run_at, created_at, started_at, finished_at,
+    lease_until, worker, cancel_requested, timeout, unique_key, progress::text, result::text, errors::text, meta::text
 FROM pgqueue.all_jobs
 WHERE id = %(job_id)s::bigint

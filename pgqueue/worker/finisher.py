@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 _MOST: Final = 1_000
 _PATIENCE: Final = 10.0
 _LONGEST_PAUSE: Final = 5.0
+_LOCKED_PAUSE: Final = 1.0
+_MOST_LOCKED: Final = 3
 _REFUSED: Final = "PostgreSQL refused the outcome"
 _NOT_ACCEPTABLE: Final = (psycopg.DataError, psycopg.IntegrityError, psycopg.errors.ProgramLimitExceeded, UnicodeError)
 Landing = tuple[int, int, Outcome]
@@ -38,6 +40,7 @@ class Finisher:
         self._hand = hand
         self._schema = schema
         self._waiting: list[tuple[Run, Outcome]] = []
+        self._locked = 0
         self._some = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -63,7 +66,7 @@ class Finisher:
                 self._some.clear()
             await self._flush(batch)
             self.on_landed()
-            if not self._waiting:
+            if not self._waiting and not self._locked:
                 self._empty.set()
 
     async def drained(self) -> bool:
@@ -81,11 +84,40 @@ class Finisher:
         runs = [run for run, _ in batch]
         done = self._hand.closing(runs)
         landings = [(run.id, run.token, outcome) for run, outcome in batch if not (run.landed or run.lost)]
-        lost = set(await self._land(landings, done)) if landings or done else set()
+        try:
+            lost = set(await self._land(landings, done)) if landings or done else set()
+        except psycopg.errors.LockNotAvailable:
+            await self._go_around_locks(batch)
+            return
         self._hand.drop(runs)
         for run in runs if lost else ():
             if (run.id, run.token) in lost:
                 log.warning("the lease was lost before the outcome landed; it is dropped", extra=run.facts())
+
+    async def _go_around_locks(self, batch: list[tuple[Run, Outcome]]) -> None:
+        """Somebody holds a job of this batch, or the table: the others land, that one waits; its lease is renewed."""
+        refused = 0
+        for run, outcome in batch:
+            try:
+                if refused > _MOST_LOCKED:
+                    raise psycopg.errors.LockNotAvailable  # noqa: TRY301 - it is the table, then
+                await self._flush_one(run, outcome)
+            except psycopg.errors.LockNotAvailable:
+                refused += 1
+                self._locked += 1
+                asyncio.get_running_loop().call_later(_LOCKED_PAUSE, self._add_again, run, outcome)
+        log.warning("%d outcomes wait for a lock that a transaction holds", refused)
+
+    async def _flush_one(self, run: Run, outcome: Outcome) -> None:
+        done = self._hand.closing([run])
+        landings = [] if run.landed or run.lost else [(run.id, run.token, outcome)]
+        if await self._land(landings, done):
+            log.warning("the lease was lost before the outcome landed; it is dropped", extra=run.facts())
+        self._hand.drop([run])
+
+    def _add_again(self, run: Run, outcome: Outcome) -> None:
+        self._locked -= 1
+        self.add(run, outcome)
 
     async def _land(self, landings: list[Landing], done: list[int]) -> list[tuple[int, int]]:
         """Answers the (id, token)s that were refused."""
@@ -93,6 +125,8 @@ class Finisher:
         while True:
             try:
                 lost = await self._link.arun(statements.finish(landings, done, schema=self._schema))
+            except psycopg.errors.LockNotAvailable:
+                raise
             except RETRYABLE:
                 await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
             except LOST as error:

@@ -27,7 +27,7 @@ PINNED: Final = """
     SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_mergejoin = off;
     SET enable_nestloop = off; -- an array of unknown length is taken for ten rows; a LATERAL has no other way anyhow
     SET plan_cache_mode = force_generic_plan; SET jit = off;
-    SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0; SET lock_timeout = 0
+    SET default_transaction_isolation = 'read committed'; SET statement_timeout = 0
 """
 _LONGEST_PAUSE: Final = 30.0
 LOST: Final = (psycopg.OperationalError, psycopg.InterfaceError, OSError)
@@ -59,8 +59,11 @@ class Link:
     So does one that is not answered for ``patience`` seconds: a peer behind a dead network can look alive for ever.
     """
 
-    def __init__(self, dsn: Callable[[], str], purpose: str, patience: float = 30.0) -> None:
+    def __init__(
+        self, dsn: Callable[[], str], purpose: str, patience: float = 30.0, *, lock_timeout: str = "0"
+    ) -> None:
         self._patience = patience
+        self._lock_timeout = lock_timeout
         self._dsn = dsn
         self._purpose = purpose
         self._connection: psycopg.AsyncConnection[Any] | None = None
@@ -123,3 +126,4 @@ class Link:
             connection.prepare_threshold = None
         else:
             await connection.execute(PINNED)
+            await connection.execute(f"SET lock_timeout = '{self._lock_timeout}'")

@@ -140,7 +140,11 @@ class Worker:
         self._loop = asyncio.get_running_loop()
         self.hand = Hand(app)
         patience = max(self.lease.total_seconds(), _PATIENCE)
-        self._links = [Link(dsn, purpose, patience) for purpose in ("claiming", "finishing", "sweeping")]
+        self._links = [
+            Link(dsn, "claiming", patience),
+            Link(dsn, "finishing", patience, lock_timeout="1s"),
+            Link(dsn, "sweeping", patience, lock_timeout="1s"),
+        ]
         self.finisher = Finisher(self._links[1], self.hand, app.schema)
         self.executor = Executor(app, self.slots, self.finisher.add, catch_all=self._catch_all)
         self.finisher.on_landed = self.executor.hungry.set

@@ -47,8 +47,12 @@ class Ledger:
         """What was written so far, in order."""
         if not self.path.exists():
             return []
-        entries = [Entry(**json.loads(line)) for line in self.path.read_text().splitlines()]
+        entries = [Entry(**json.loads(line)) for line in self._whole_lines()]
         return [e for e in entries if event in (None, e.event) and job in (None, e.job)]
+
+    def _whole_lines(self) -> list[str]:
+        """A reader may see a write half done."""
+        return self.path.read_text().rpartition("\n")[0].splitlines()
 
     def runs(self) -> Counter[int]:
         """How often each job was started."""
