@@ -122,7 +122,14 @@ def open_server(dsn: str | None) -> Iterator[Server]:
 
 
 def tree_cpu(pid: int) -> float:
-    """CPU seconds of a process and its descendants, those included that have ended and been waited for. 0 off Linux."""
+    """CPU seconds of a process and its descendants, those included that have ended and been waited for. 0 off Linux.
+
+    A child that is reaped between the reading of its parent and its own is missed, so the larger of two looks counts.
+    """
+    return max(_look_at_tree(pid), _look_at_tree(pid))
+
+
+def _look_at_tree(pid: int) -> float:
     parents: dict[int, list[int]] = {}
     spent: dict[int, int] = {}
     for path in Path("/proc").glob("[0-9]*/stat"):

@@ -87,7 +87,7 @@ class JobSpec:
             delay=None if delay is None else parse_duration(delay, "delay"),
             run_at=_check_time(run_at),
             max_attempts=_check_attempts(max_attempts),
-            timeout=_check_timeout(timeout),
+            timeout=parse_timeout(timeout),
             unique_key=None if unique_key is None else check_text(unique_key, "unique_key", MAX_KEY_LENGTH),
             meta=None if meta is None else _dump_meta(meta),
         )
@@ -182,8 +182,8 @@ def dump_payload(value: Any, what: str = "payload") -> str:
         data = orjson.dumps(value, option=orjson.OPT_NON_STR_KEYS)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidPayloadError(f"{what} is not JSON: {error}") from None
-    if b"null" in data and _has_non_finite(value):  # orjson writes NaN and the infinities as null
-        raise InvalidPayloadError(f"{what} holds NaN or an infinity, which JSON does not have")
+    if b"null" in data:  # orjson writes NaN and the infinities so
+        refuse_non_finite(value, what)
     return check_json(data, what)
 
 
@@ -221,6 +221,12 @@ def _load_json(text: str | None) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError):
         return text
+
+
+def refuse_non_finite(value: Any, what: str = "payload") -> None:
+    """NaN and the infinities are no JSON; raises InvalidPayloadError where they would silently become null."""
+    if _has_non_finite(value):
+        raise InvalidPayloadError(f"{what} holds NaN or an infinity, which JSON does not have")
 
 
 def _has_non_finite(value: Any) -> bool:
@@ -262,7 +268,8 @@ def _check_attempts(value: Any) -> int:
     return value
 
 
-def _check_timeout(value: Duration | None) -> timedelta | None:
+def parse_timeout(value: Duration | None) -> timedelta | None:
+    """A positive duration, or None for none; raises InvalidJobError."""
     if value is None:
         return None
     timeout = parse_duration(value, "timeout")

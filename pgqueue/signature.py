@@ -11,7 +11,7 @@ from pydantic_core import PydanticSerializationError
 from typing_extensions import TypedDict
 
 from pgqueue.errors import InvalidJobError, InvalidPayloadError
-from pgqueue.job import check_json, dump_payload, parse_payload
+from pgqueue.job import check_json, dump_payload, refuse_non_finite
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -28,7 +28,7 @@ class Arguments:
             annotation that pydantic can't handle.
     """
 
-    __slots__ = ("_adapter", "_empty", "_names", "_signature", "_task", "job_parameter", "raw")
+    __slots__ = ("_adapter", "_empty", "_names", "_open", "_signature", "_task", "job_parameter", "raw")
 
     def __init__(self, function: Callable[..., Any], task: str, *, raw: bool, job_type: type) -> None:
         signature = inspect.signature(function)
@@ -42,6 +42,7 @@ class Arguments:
         if raw and len(parameters) != 1:
             raise InvalidJobError(f"task {task!r} is raw: it must have exactly one parameter for the payload")
         self._empty = not parameters
+        self._open = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
         self._adapter = None if raw else _adapter(task, parameters, hints)
 
     def dump(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
@@ -52,17 +53,19 @@ class Arguments:
             raise InvalidPayloadError(f"task {self._task!r}: {error}") from None
         if self._adapter is None:
             return dump_payload(bound[self._names[0]])
-        if bound.keys() - set(self._names[-1:]) != bound.keys() and self._names[-1] not in kwargs:
-            bound = self._spread(bound)
+        if self._open and self._names[-1] in bound:  # what **kwargs has taken lies beside the named ones
+            bound.update(bound.pop(self._names[-1]))
+        what = f"task {self._task!r}: payload"
         try:
-            data = self._adapter.dump_json(self._adapter.validate_python(bound))
+            value = self._adapter.validate_python(bound)
+            data = self._adapter.dump_json(value)
         except ValidationError as error:
             raise InvalidPayloadError(f"task {self._task!r}: {_first(error)}") from None
         except (PydanticSerializationError, UnicodeEncodeError) as error:
-            raise InvalidPayloadError(f"task {self._task!r}: payload is not JSON: {error}") from None
-        if b"NaN" in data or b"Infinity" in data:  # in a text, perhaps: the parser knows
-            return parse_payload(data, f"task {self._task!r}: payload")
-        return check_json(data, f"task {self._task!r}: payload")
+            raise InvalidPayloadError(f"{what} is not JSON: {error}") from None
+        if b"null" in data:  # pydantic writes NaN and the infinities so
+            refuse_non_finite(self._adapter.dump_python(value), what)
+        return check_json(data, what)
 
     def load(self, payload: str) -> dict[str, Any]:
         """The keyword arguments in a payload; raises InvalidPayloadError when they do not fit."""
@@ -74,13 +77,6 @@ class Arguments:
             return self._adapter.validate_json(payload)  # type: ignore[no-any-return]
         except ValidationError as error:
             raise InvalidPayloadError(f"task {self._task!r}: {_first(error)}") from None
-
-    def _spread(self, bound: dict[str, Any]) -> dict[str, Any]:
-        """``**kwargs`` of the function lie beside its named parameters."""
-        last = self._signature.parameters[self._names[-1]]
-        if last.kind is not inspect.Parameter.VAR_KEYWORD:
-            return bound
-        return {**{k: v for k, v in bound.items() if k != last.name}, **bound[last.name]}
 
 
 def _adapter(task: str, parameters: list[inspect.Parameter], hints: dict[str, Any]) -> TypeAdapter[Any]:
@@ -99,7 +95,7 @@ def _adapter(task: str, parameters: list[inspect.Parameter], hints: dict[str, An
         fields[parameter.name] = Required[hint] if parameter.default is parameter.empty else NotRequired[hint]
     make: Any = TypedDict
     arguments = make(f"{task} arguments", fields)
-    arguments.__pydantic_config__ = ConfigDict(extra=extra, ser_json_inf_nan="constants")
+    arguments.__pydantic_config__ = ConfigDict(extra=extra)
     try:
         return TypeAdapter(arguments)
     except PydanticSchemaGenerationError as error:

@@ -6,10 +6,9 @@ import inspect
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar
 
 from pgqueue.backoff import Backoff, Exponential
-from pgqueue.durations import Duration, parse_duration
 from pgqueue.errors import InvalidJobError, InvalidPayloadError
 from pgqueue.handle import Job
-from pgqueue.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_QUEUE, JobSpec
+from pgqueue.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_QUEUE, JobSpec, parse_timeout
 from pgqueue.signature import Arguments
 
 if TYPE_CHECKING:
@@ -18,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from pgqueue.app import App
+    from pgqueue.durations import Duration
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,7 +64,7 @@ class Task(Generic[P, R]):
         self.function = function
         self.name = name or f"{function.__module__}.{function.__qualname__}"
         self.spec = JobSpec.make(self.name, queue=queue, priority=priority, max_attempts=max_attempts)
-        self.timeout: timedelta | None = None if timeout is None else parse_duration(timeout, "timeout")
+        self.timeout: timedelta | None = parse_timeout(timeout)
         self.retry: Backoff = retry or Exponential()
         self.retry_on = dict(retry_on or {})
         self.kind: Kind = _kind(function, isolation, self.name)

@@ -531,7 +531,9 @@ BEGIN
 
     LOOP
         INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NULL ON CONFLICT DO NOTHING;
-        INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NOT NULL ON CONFLICT DO NOTHING;
+        INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NOT NULL
+        ORDER BY g.unique_key COLLATE "C", g.id  -- one order for everybody: two batches of the same keys wait, not deadlock
+        ON CONFLICT DO NOTHING;
         SELECT array_agg(coalesce(held.id, CASE WHEN g.unique_key IS NULL THEN g.id END) ORDER BY g.nth),
                count(*) FILTER (WHERE g.unique_key IS NOT NULL AND held.id IS NULL)
         INTO ids, missing
@@ -599,19 +601,6 @@ BEGIN
     END IF;
     FOR kept IN SELECT r.state, r.keep FROM pgqueue.retention r ORDER BY r.state LOOP
         parent := 'history_' || kept.state;
-        FOR part IN
-            SELECT c.relname, to_date(right(c.relname, 8), 'YYYYMMDD') AS day
-            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
-            WHERE i.inhparent = to_regclass('pgqueue.' || parent) AND c.relname ~ '_[0-9]{8}$'
-            ORDER BY c.relname
-        LOOP
-            CONTINUE WHEN part.day >= current_date;
-            EXECUTE format('SELECT EXISTS (SELECT FROM pgqueue.%I)', part.relname) INTO holds_rows;
-            IF NOT holds_rows OR part.day + 1 + kept.keep <= now() THEN
-                EXECUTE format('DROP TABLE pgqueue.%I', part.relname);
-                RETURN NEXT 'dropped ' || part.relname;
-            END IF;
-        END LOOP;
         FOR day IN SELECT current_date + n FROM generate_series(0, ahead) n LOOP
             name := parent || to_char(day, '_YYYYMMDD');
             CONTINUE WHEN to_regclass(format('pgqueue.%I', name)) IS NOT NULL;
@@ -623,6 +612,26 @@ BEGIN
             RETURN NEXT 'created ' || name;
         END LOOP;
         EXECUTE format('DELETE FROM pgqueue.%I WHERE finished_at < now() - %L::interval', parent || '_default', kept.keep);
+    END LOOP;
+    -- Drops come last, each by itself: somebody who still reads an old day keeps that day, and nothing else.
+    FOR kept IN SELECT r.state, r.keep FROM pgqueue.retention r ORDER BY r.state LOOP
+        parent := 'history_' || kept.state;
+        FOR part IN
+            SELECT c.relname, to_date(right(c.relname, 8), 'YYYYMMDD') AS day
+            FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid
+            WHERE i.inhparent = to_regclass('pgqueue.' || parent) AND c.relname ~ '_[0-9]{8}$'
+            ORDER BY c.relname
+        LOOP
+            CONTINUE WHEN part.day >= current_date;
+            BEGIN
+                EXECUTE format('SELECT EXISTS (SELECT FROM pgqueue.%I)', part.relname) INTO holds_rows;
+                CONTINUE WHEN holds_rows AND part.day + 1 + kept.keep > now();
+                EXECUTE format('DROP TABLE pgqueue.%I', part.relname);
+                RETURN NEXT 'dropped ' || part.relname;
+            EXCEPTION WHEN lock_not_available THEN
+                RETURN NEXT 'in use: ' || part.relname;
+            END;
+        END LOOP;
     END LOOP;
     RETURN;
 END $function$;

@@ -22,7 +22,11 @@ SCALARS = st.one_of(
     st.uuids(), st.complex_numbers(), st.just(object()), st.sets(st.integers()), st.timedeltas(),
 )  # fmt: skip
 VALUES = st.recursive(
-    SCALARS, lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.one_of(ANY_TEXT, st.integers()), inner))
+    SCALARS,
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.one_of(ANY_TEXT, st.integers()), inner, max_size=3)
+    ),
+    max_leaves=6,
 )
 
 
@@ -124,9 +128,9 @@ def test_every_exception_can_be_described(error: BaseException):
 
 
 @settings(
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=80, deadline=None
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow], max_examples=25, deadline=None
 )
-@given(values=st.lists(VALUES, min_size=5, max_size=20), messages=st.lists(ANY_TEXT, min_size=5, max_size=5))
+@given(values=st.lists(VALUES, min_size=3, max_size=6), messages=st.lists(ANY_TEXT, min_size=3, max_size=3))
 def test_postgresql_takes_whatever_becomes_of_results_and_errors(dsn: str, values: list[Any], messages: list[str]):
     texts = [dump_result(value) for value in values] + [describe_error(ValueError(text), 1) for text in messages]
     with psycopg.connect(dsn) as connection:

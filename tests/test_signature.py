@@ -140,7 +140,6 @@ def test_further_named_arguments_lie_beside_the_named_ones():
     assert round_trip(open_ended, a=1) == {"a": 1}
 
 
-@pytest.mark.xfail(strict=True, reason="Arguments.dump takes it for the parameter of that name and does not spread it")
 def test_a_further_argument_may_be_named_like_the_rest():
     def open_ended(a: int, **rest: Any) -> None: ...
 
@@ -189,7 +188,6 @@ def test_what_postgresql_can_not_store_is_refused_before_any_sql(value: Any):
         arguments(lambda a: None).dump((value,), {})
 
 
-@pytest.mark.xfail(strict=True, reason="pydantic writes NaN and the infinities as null, which the worker then refuses")
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_number_that_json_does_not_have_is_refused_or_arrives(value: float):
     def handler(x: float) -> None: ...

@@ -94,7 +94,6 @@ def test_an_option_without_meaning_is_refused_when_the_task_is_made(app: App, op
     assert app.tasks == {}
 
 
-@pytest.mark.xfail(strict=True, reason="Task takes timeout=0, which JobSpec refuses")
 def test_a_timeout_of_zero_is_refused_like_that_of_a_job(app: App):
     with pytest.raises(InvalidJobError, match="timeout must be positive"):
         app.task(name="t", timeout=0)(lambda: None)

@@ -349,7 +349,9 @@ BEGIN
 
     LOOP
         INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NULL ON CONFLICT DO NOTHING;
-        INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NOT NULL ON CONFLICT DO NOTHING;
+        INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NOT NULL
+        ORDER BY g.unique_key COLLATE "C", g.id  -- one order for everybody: two batches of the same keys wait, not deadlock
+        ON CONFLICT DO NOTHING;
         SELECT array_agg(coalesce(held.id, CASE WHEN g.unique_key IS NULL THEN g.id END) ORDER BY g.nth),
                count(*) FILTER (WHERE g.unique_key IS NOT NULL AND held.id IS NULL)
         INTO ids, missing

@@ -220,7 +220,6 @@ def test_a_failed_session_says_so_in_sqlalchemys_words(greet: Any, engine: Engin
             greet.using(session).enqueue_sync(name="a")
 
 
-@pytest.mark.xfail(strict=True, reason="an AttributeError about 'cursor' instead of a sentence")
 def test_copy_needs_a_psycopg_connection(app: App, engine: Engine, dsn: str):
     with Session(engine) as session, pytest.raises((TypeError, InvalidJobError), match="psycopg"):
         app.client.enqueue_many([JobSpec.make("t")], copy=True, connection=session)

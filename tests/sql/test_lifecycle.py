@@ -17,6 +17,7 @@ import pytest
 from peers import SCHEMA, Claim, Peer
 
 from pgqueue import statements
+from pgqueue.bigints import pack_bigints
 from pgqueue.outcome import COMPLETED, RELEASED, Outcome
 
 if TYPE_CHECKING:
@@ -347,6 +348,12 @@ def test_an_empty_batch_may_close_leases(one: Peer):
     claim = one.claim()
     assert one.finish(done=[claim.token]) == []
     assert one.leases() == []
+
+
+@pytest.mark.parametrize("values", [[], [0], [-(2**63), 2**63 - 1, -1, 1], list(range(5000))], ids=len)
+def test_a_packed_array_is_the_array(one: Peer, values: list[int]):
+    assert one.value("SELECT %s", pack_bigints(values)) == values
+    assert one.value("SELECT pg_typeof(%s)::text", pack_bigints(values)) == "bigint[]"
 
 
 # -- the stale run ---------------------------------------------------------------------------------------------------

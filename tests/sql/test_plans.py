@@ -6,6 +6,7 @@ The tables are empty, skewed and large; the planner's statistics are those of an
 from __future__ import annotations
 
 import re
+import struct
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ import pytest
 from peers import LANES, LEASE, SCHEMA, Peer
 
 from pgqueue import statements
+from pgqueue.bigints import Bigints
 from pgqueue.job import JobSpec
 from pgqueue.outcome import Outcome
 from pgqueue.statements import Lanes
@@ -72,6 +74,13 @@ class Plan:
         return {index for _, index in self.scans(relation)}
 
 
+def plain(value: Any) -> Any:
+    """A packed array as the list it was: EXECUTE takes text."""
+    if not isinstance(value, Bigints):
+        return value
+    return [struct.unpack_from("!q", value, at)[0] for at in range(24, len(value), 12)]
+
+
 class Explainer(Peer):
     """A peer with a worker's settings that explains what it runs."""
 
@@ -101,7 +110,8 @@ class Explainer(Peer):
 
     def execute(self, call: str, statement: Statement[Any]) -> Plan:
         """Explain what was prepared, with this statement's parameters."""
-        self._clients.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {call}", statement.params or {})
+        params = {name: plain(value) for name, value in (statement.params or {}).items()}
+        self._clients.execute(f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) EXECUTE {call}", params)
         ((answer,),) = self._clients.fetchall()
         return Plan(answer[0]["Plan"])
 

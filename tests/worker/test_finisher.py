@@ -233,7 +233,6 @@ async def no_leases(dsn: str) -> bool:
     return await query(dsn, "SELECT count(*) FROM pgqueue.leases") == [(0,)]
 
 
-@pytest.mark.xfail(strict=True, reason="W20: the whole batch waits for that row")
 async def test_a_caller_who_holds_a_cancel_open_does_not_hold_up_the_other_jobs(dsn: str, app: App) -> None:
     """Its transaction has the row's lock: that one job's outcome must wait, and only that one's."""
     go = asyncio.Event()
