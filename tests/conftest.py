@@ -25,8 +25,8 @@ def pytest_configure(config: pytest.Config) -> None:
         config.stash[HOST] = Host()
 
 
-def pytest_report_header(config: pytest.Config) -> str:
-    return f"PostgreSQL: {config.stash[HOST].description}"
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    return [f"PostgreSQL: {config.stash[HOST].description}"] if HOST in config.stash else []  # else an xdist worker
 
 
 @pytest.hookimpl(optionalhook=True)
