@@ -56,7 +56,9 @@ def migrate(dsn: str, *, schema: str = "pgqueue", to: str = "head") -> None:
                 config.attributes["connection"] = connection
                 (command.downgrade if down else command.upgrade)(config, to)
         except CommandError as error:
-            raise SchemaError(str(error)) from error
+            if to == "head":
+                raise SchemaError("the schema is at a revision that is unknown here; upgrade the package") from error
+            raise SchemaError(f"there is no revision {to!r}") from error
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) != _LOCK_NOT_AVAILABLE:
                 raise translate(error.orig if isinstance(error.orig, Exception) else error) from error

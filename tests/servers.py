@@ -148,9 +148,7 @@ class Server:
             known = connection.execute("SELECT 1 FROM pg_database WHERE datname = %s", [self._template])
             if known.fetchone() is None:
                 self.drop(half_made)
-                connection.execute(
-                    sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(half_made))
-                )
+                connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(half_made)))
                 migrate(self.dsn(half_made))
                 names = [sql.Identifier(half_made), sql.Identifier(self._template)]
                 connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(*names))
@@ -179,9 +177,7 @@ class PrivateServers:
         if on_disk:
             folder = self._cleanup.enter_context(run_folder(folder.name, parent=Path("/var/tmp")))
         data_dir = copy_blank(self._folder, folder / "data")
-        server = embedded.PostgresServer(
-            data_dir, local_binaries(self._folder), settings=settings, port=free_port()
-        )
+        server = embedded.PostgresServer(data_dir, local_binaries(self._folder), settings=settings, port=free_port())
         self._cleanup.callback(shutil.rmtree, folder, ignore_errors=True)
         self._cleanup.callback(server.stop, "immediate")
         server.start()

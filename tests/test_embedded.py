@@ -377,9 +377,7 @@ def test_a_stale_pid_that_now_belongs_to_a_stranger_does_not_stop_the_start(home
         stranger.wait()
 
 
-def test_a_server_that_cannot_be_reached_is_never_doubled(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_server_that_cannot_be_reached_is_never_doubled(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with EmbeddedServer(home) as server:
         hidden = server.server.socket_dir.rename(home / "hidden")
         (server.data_dir / "postmaster.pid").rename(home / "hidden.pid")
@@ -449,9 +447,7 @@ def test_a_failed_start_gives_up_the_hold(home: Path) -> None:
 # Operators
 
 
-def test_stop_refuses_while_others_use_the_server_unless_forced(
-    home: Path, client: Callable[..., Client]
-) -> None:
+def test_stop_refuses_while_others_use_the_server_unless_forced(home: Path, client: Callable[..., Client]) -> None:
     other = client(home)
     other.line()
     with pytest.raises(EmbeddedServerError, match="other processes use the server"):
@@ -477,9 +473,7 @@ def test_reset_deletes_the_data_and_the_next_start_is_a_new_one(empty_home: Path
         assert ask(server.dsn, "SELECT to_regclass('gone')") is None
 
 
-def test_stop_of_a_server_that_ends_slowly_becomes_immediate(
-    home: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stop_of_a_server_that_ends_slowly_becomes_immediate(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(embedded.server, "STOP_TIMEOUT", 0.5)
     server = EmbeddedServer(home).server
     server.start()
@@ -508,9 +502,7 @@ def test_a_home_that_we_make_is_closed_to_others(empty_home: Path) -> None:
     assert mode_of(made)[0] == (0o711 if AS_ROOT else 0o700)
 
 
-def test_a_socket_path_too_long_for_the_kernel_goes_to_a_private_folder(
-    empty_home: Path, run_folder: Path
-) -> None:
+def test_a_socket_path_too_long_for_the_kernel_goes_to_a_private_folder(empty_home: Path, run_folder: Path) -> None:
     deep = empty_home / ("deep" * 20)
     deep.mkdir()
     copy_blank(run_folder, EmbeddedServer(deep).data_dir)
@@ -533,9 +525,7 @@ def test_a_socket_folder_that_others_could_have_made_is_refused(home: Path) -> N
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="only root drops privileges")
-def test_root_drops_its_privileges_and_joins_its_own_server(
-    home: Path, client: Callable[..., Client]
-) -> None:
+def test_root_drops_its_privileges_and_joins_its_own_server(home: Path, client: Callable[..., Client]) -> None:
     first = client(home)
     dsn = first.line()
     with EmbeddedServer(home) as server:
@@ -601,9 +591,7 @@ ORDINARY_USER = """
 
 
 @pytest.mark.skipif(not AS_ROOT, reason="the other tests run as an ordinary user already")
-def test_an_ordinary_user_owns_its_server(
-    empty_home: Path, run_folder: Path, client: Callable[..., Client]
-) -> None:
+def test_an_ordinary_user_owns_its_server(empty_home: Path, run_folder: Path, client: Callable[..., Client]) -> None:
     nobody = pwd.getpwnam("nobody")
     os.chown(empty_home, nobody.pw_uid, nobody.pw_gid)
     made = empty_home / "made"

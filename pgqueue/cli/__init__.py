@@ -79,11 +79,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
+    except _Terminated:
+        return 128 + signal.SIGTERM
     except Exception as error:  # noqa: BLE001 - usage is told, the rest raised again
         return report_usage(error)
     return code if isinstance(code, int) else 0
 
 
-def _terminate(number: int, _frame: object) -> None:
-    """SIGTERM as an exception, so that an embedded server whose last client this is stops, too."""
-    sys.exit(128 + number)
+class _Terminated(BaseException):
+    """SIGTERM as an exception that nobody takes for something else, such as a SystemExit of a module on import."""
+
+
+def _terminate(_number: int, _frame: object) -> None:
+    """So that an embedded server whose last client this is stops, too."""
+    raise _Terminated
