@@ -132,6 +132,7 @@ class Database:
 
     def __init__(self, resolve_dsn: Callable[[], str]) -> None:
         self._resolve_dsn = resolve_dsn
+        self._size = _POOL_SIZE
         self._dsn: str | None = None
         self._sync: ConnectionPool[psycopg.Connection[Any]] | None = None
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool[Any]] = (
@@ -198,6 +199,16 @@ class Database:
                 await asyncio.sleep(_pause(attempt))
         raise AssertionError  # pragma: no cover
 
+    async def grow(self, size: int) -> None:
+        """Let the pools hold up to ``size`` connections, if that is more than now; they are opened when needed."""
+        if size > self._size:
+            self._size = size
+            if self._sync is not None:
+                self._sync.resize(0, size)
+            pool = self._async.get(asyncio.get_running_loop())
+            if pool is not None:
+                await pool.resize(0, size)
+
     def close(self) -> None:
         """Close the sync pool; used again, it opens again."""
         with self._guard:
@@ -217,7 +228,7 @@ class Database:
         with self._guard:
             if self._sync is None:
                 self._sync = ConnectionPool(
-                    dsn, min_size=0, max_size=_POOL_SIZE, kwargs={"autocommit": True}, configure=_configure,
+                    dsn, min_size=0, max_size=self._size, kwargs={"autocommit": True}, configure=_configure,
                     check=_check, reconnect_timeout=5, open=True, name="pgqueue",
                 )  # fmt: skip
             return self._sync
@@ -228,7 +239,7 @@ class Database:
         if pool is None:
             dsn = await asyncio.to_thread(self._get_dsn)
             pool = self._async.setdefault(loop, AsyncConnectionPool(
-                dsn, min_size=0, max_size=_POOL_SIZE, kwargs={"autocommit": True}, configure=_aconfigure,
+                dsn, min_size=0, max_size=self._size, kwargs={"autocommit": True}, configure=_aconfigure,
                 check=_acheck, reconnect_timeout=5, open=False, name="pgqueue",
             ))  # fmt: skip
             await pool.open()

@@ -214,7 +214,7 @@ class Transaction:
             async with connection.transaction():
                 yield connection
                 self._check(await run_async(connection, self._completion()))
-            self._run.landed = True
+            self._run.land()
 
     @contextmanager
     def _open_sync(self) -> Iterator[psycopg.Connection[Any]]:
@@ -222,7 +222,7 @@ class Transaction:
             with connection.transaction():
                 yield connection
                 self._check(run(connection, self._completion()))
-            self._run.landed = True
+            self._run.land()
 
     def _completion(self) -> statements.Statement[list[tuple[int, int]]]:
         outcome = completed(self._run.result)

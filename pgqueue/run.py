@@ -20,6 +20,7 @@ class Run:
         timeout: seconds for this attempt, None: the task's own or none.
         cancelled: somebody asked to cancel the job, or its lease is lost: stop as soon as possible.
         lost: the lease is lost; whatever this run writes is refused.
+        suspect: it may be what killed its last workers: it runs in a child process if it can.
         ended: its outcome is known; a later one (of an abandoned thread) is dropped.
         timed_out, releasing: why it was interrupted: its timeout, or a stop of the worker.
         landed: the completion has been committed by ``job.transaction()``.
@@ -36,12 +37,16 @@ class Run:
 
     def __init__(self, row: tuple[Any, ...], token: int, app: App) -> None:
         (self.priority, _, self.id, self.queue, self.task, self.payload,
-         self.attempt, self.max_attempts, self.timeout, self.meta) = row  # fmt: skip
+         self.attempt, self.max_attempts, self.timeout, self.meta, self.suspect) = row  # fmt: skip
         self.token = token
         self.app = app
 
     def __repr__(self) -> str:
         return f"<Run of job {self.id} ({self.task}), attempt {self.attempt}>"
+
+    def land(self) -> None:
+        """The completion has been committed by ``job.transaction()``."""
+        self.landed = True
 
     def tell(self, report: str) -> None:
         """Take the latest progress; the renewer writes it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar
 
 from pgqueue.backoff import Backoff, Exponential
@@ -62,7 +64,7 @@ class Task(Generic[P, R]):
     ) -> None:
         self.app = app
         self.function = function
-        self.name = name or f"{function.__module__}.{function.__qualname__}"
+        self.name = name or f"{_module_of(function)}.{function.__qualname__}"
         self.spec = JobSpec.make(self.name, queue=queue, priority=priority, max_attempts=max_attempts)
         self.timeout: timedelta | None = parse_timeout(timeout)
         self.retry: Backoff = retry or Exponential()
@@ -74,6 +76,11 @@ class Task(Generic[P, R]):
         self.__name__ = getattr(function, "__name__", self.name)
         self.__qualname__ = getattr(function, "__qualname__", self.name)
         self.__module__ = function.__module__
+
+    @property
+    def importable(self) -> bool:
+        """Whether a child process can find the function by its module and name."""
+        return "<" not in self.function.__qualname__
 
     def __repr__(self) -> str:
         return f"<Task {self.name}>"
@@ -155,6 +162,17 @@ class Call(Generic[P]):
         """The same for sync code."""
         app = self._task.app
         return Job(app.client.enqueue(self.job(*args, **kwargs), connection=self._connection), app)
+
+
+def _module_of(function: Callable[..., Any]) -> str:
+    """The name that a worker will import: a script that is run itself is called ``__main__`` only there."""
+    main = sys.modules.get("__main__")
+    if function.__module__ != "__main__" or main is None:
+        return function.__module__
+    spec = getattr(main, "__spec__", None)
+    if spec is not None:
+        return str(spec.name).removesuffix(".__main__")
+    return Path(getattr(main, "__file__", None) or "__main__").stem
 
 
 def _kind(function: Any, isolation: str | None, name: str) -> Kind:

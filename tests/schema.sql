@@ -392,7 +392,9 @@ BEGIN
         UPDATE pgqueue.jobs j SET cancel_requested = true WHERE j.id = job_id AND j.state = 'running'
         RETURNING j.state::text INTO found_state;
         IF FOUND THEN
-            PERFORM pg_notify('pgqueue.cancel', job_id::text);
+            IF pg_notification_queue_usage() < 0.5 THEN  -- else its worker hears of it when it renews the lease
+                PERFORM pg_notify('pgqueue.cancel', job_id::text);
+            END IF;
             EXIT;
         END IF;
         SELECT a.state INTO found_state FROM pgqueue.all_jobs a WHERE a.id = job_id;
@@ -529,11 +531,11 @@ BEGIN
             format('job %s: ', bad.nth - 1));
     END IF;
 
+    INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NULL;
     LOOP
-        INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NULL ON CONFLICT DO NOTHING;
         INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NOT NULL
         ORDER BY g.unique_key COLLATE "C", g.id  -- one order for everybody: two batches of the same keys wait, not deadlock
-        ON CONFLICT DO NOTHING;
+        ON CONFLICT (unique_key) WHERE unique_key IS NOT NULL DO NOTHING;
         SELECT array_agg(coalesce(held.id, CASE WHEN g.unique_key IS NULL THEN g.id END) ORDER BY g.nth),
                count(*) FILTER (WHERE g.unique_key IS NOT NULL AND held.id IS NULL)
         INTO ids, missing
@@ -586,7 +588,7 @@ CREATE OR REPLACE FUNCTION pgqueue.prune(ahead integer DEFAULT 3)
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
  SET "TimeZone" TO 'UTC'
- SET lock_timeout TO '500ms'
+ SET lock_timeout TO '100ms'
 AS $function$
 DECLARE
     kept record;

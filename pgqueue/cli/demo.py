@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import secrets
+import shutil
 import signal
 import subprocess
 import sys
@@ -545,4 +546,5 @@ class Teller:
             f"\n[bold green]All {len(self.checks)} checks hold[/bold green], {self.elapsed:.1f} s in all; "
             "nothing is left running."
         )
-        self._console.print("Next: pgq enqueue --payload '{\"a\": 1}'   then: pgq worker   and: pgq stats")
+        pgq = "pgq" if shutil.which("pgq") else sys.argv[0] if sys.argv[0].endswith("pgq") else "python -m pgqueue"
+        self._console.print(f"Next: {pgq} enqueue --payload '{{\"a\": 1}}'   then: {pgq} worker   and: {pgq} stats")

@@ -4,7 +4,8 @@
 -- Parameters: limit: leases per sweep.
 -- Index: leases is a few rows per worker; jobs_pkey for their jobs.
 -- Guard: the lease is expired and locked here; a job is touched only while it still runs under that lease's token.
--- Locks: leases first, SKIP LOCKED (a finish or a renewal that is just landing wins), then jobs by id.
+-- Locks: leases first, then jobs by id, both SKIP LOCKED: a finish or a renewal that is just landing wins, and a job that
+--   somebody holds keeps no other from being recovered.
 -- Answers (id, queue, task, attempt, state, worker) of every job it moved.
 WITH expired AS MATERIALIZED (
     SELECT l.token, l.worker, l.job_ids FROM pgqueue.leases l
@@ -18,7 +19,12 @@ WITH expired AS MATERIALIZED (
     FROM pgqueue.jobs j JOIN expired e ON j.lease_token = e.token
     WHERE j.id = ANY (ARRAY(SELECT unnest(x.job_ids) FROM expired x)) AND j.state = 'running'
     ORDER BY j.id
-    FOR NO KEY UPDATE OF j
+    FOR NO KEY UPDATE OF j SKIP LOCKED
+), left_behind AS MATERIALIZED (  -- somebody holds it (a cancel in an open transaction): its lease stays for the next sweep
+    SELECT j.lease_token
+    FROM pgqueue.jobs j JOIN expired e ON j.lease_token = e.token
+    WHERE j.id = ANY (ARRAY(SELECT unnest(x.job_ids) FROM expired x)) AND j.state = 'running'
+      AND NOT EXISTS (SELECT FROM lost l WHERE l.id = j.id)
 ), gone AS (
     DELETE FROM pgqueue.jobs j USING lost
     WHERE j.id = ANY (ARRAY(SELECT l.id FROM lost l WHERE l.ends)) AND j.id = lost.id AND j.lease_token = lost.lease_token
@@ -39,6 +45,7 @@ WITH expired AS MATERIALIZED (
     WHERE j.id = ANY (ARRAY(SELECT l.id FROM lost l WHERE NOT l.ends)) AND j.id = lost.id AND j.lease_token = lost.lease_token
     RETURNING j.id, j.queue, j.task, j.attempt, j.state::text, lost.worker
 ), ended AS (
-    DELETE FROM pgqueue.leases l USING expired e WHERE l.token = e.token
+    DELETE FROM pgqueue.leases l USING expired e
+    WHERE l.token = e.token AND NOT EXISTS (SELECT FROM left_behind b WHERE b.lease_token = l.token)
 )
 SELECT * FROM landed UNION ALL SELECT * FROM back

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import contextvars
 import heapq
 import logging
 import threading
 import time
 from collections import deque
+from datetime import timedelta
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final
 
-from pgqueue.durations import parse_duration
+import orjson
+
+from pgqueue.durations import format_duration, parse_duration
 from pgqueue.errors import Cancel, Dead, HandlerCrashedError, JobTimeoutError, Retry, Snooze, UnknownTaskError
 from pgqueue.handle import Job
 from pgqueue.outcome import COMPLETED, RELEASED, Outcome, completed, describe_error, error_json
@@ -35,6 +39,8 @@ _AHEAD_SECONDS: Final = 0.05  # claim ahead what is finished in this time …
 _MOST_AHEAD: Final = 1_000  # … and never more than this
 _YIELD_EVERY: Final = 64  # runs of handlers that never wait, before others get the loop
 _LOGGED_PER_SECOND: Final = 50
+_LONGEST_DELAY: Final = timedelta(days=36_500).total_seconds()  # whatever a user's backoff says
+_DEAF_AFTER: Final = 5.0  # seconds between the cancellation of a coroutine and leaving it to itself
 _UNJUDGED_DELAY: Final = 60.0
 _THREAD_GRACE: Final = 2.0  # a thread can't be killed: its job is given back for after the process has ended
 
@@ -71,8 +77,10 @@ class Executor:
         self._inbox: deque[tuple[Run, Task[Any, Any]]] = deque()
         self._sleeping: list[asyncio.Future[None]] = []
         self._coroutines: list[asyncio.Task[None]] = []
+        self._deaf: set[asyncio.Task[None]] = set()  # whose handler ignores that it is cancelled
+        self._context = contextvars.copy_context()
         # threads
-        self._thread_inbox: SimpleQueue[tuple[Run, Task[Any, Any]] | None] = SimpleQueue()
+        self._thread_inbox: SimpleQueue[tuple[Run, Task[Any, Any], str] | None] = SimpleQueue()
         self._thread_done: deque[tuple[Run, Outcome]] = deque()
         self._thread_told = False
         self._threads = 0
@@ -117,7 +125,7 @@ class Executor:
             while self._ready:
                 self._release(self._ready.pop())
         if self._unlogged:
-            log.info("and %d more jobs completed", self._unlogged)
+            log.info("and %d more jobs ended", self._unlogged)
         self._logged = self._unlogged = 0
 
     def close(self) -> None:
@@ -159,9 +167,10 @@ class Executor:
     async def shut_down(self) -> bool:
         """End the coroutines, the idle threads and the children; answers False when a coroutine does not end."""
         self._over = True
-        for task in self._coroutines:
+        coroutines = [*self._coroutines, *self._deaf]
+        for task in coroutines:
             task.cancel()
-        stuck = (await asyncio.wait(self._coroutines, timeout=1))[1] if self._coroutines else set()
+        stuck = (await asyncio.wait(coroutines, timeout=1))[1] if coroutines else set()
         for _ in range(self._threads):
             self._thread_inbox.put(None)
         self._children.close()
@@ -185,10 +194,11 @@ class Executor:
             if task is None:
                 self._end(run, self._failed(run, None, UnknownTaskError(run.task)))
                 continue
-            if task.kind != "process":  # a child's time counts from when it has taken the job
+            kind = "process" if run.suspect and task.importable else task.kind
+            if kind != "process":  # a child's time counts from when it has taken the job
                 self._watch(run, task)
-            if task.kind != "async":
-                self._start_in_thread(run, task)
+            if kind != "async":
+                self._start_in_thread(run, task, kind)
                 continue
             self._inbox.append((run, task))
             if here:
@@ -227,14 +237,15 @@ class Executor:
             rate = (self._ended - self._rate_ended) / (now - self._rate_at)
             self._set_rate(0.5 * (self._rate or rate) + 0.5 * rate)
             self._rate_at, self._rate_ended = now, self._ended
-        if outcome.verdict == "completed":
-            if self._logged < _LOGGED_PER_SECOND:
-                self._logged += 1
-                log.info("completed in %.3gs", now - run.started, extra=run.facts())
-            else:
-                self._unlogged += 1
+        if self._logged >= _LOGGED_PER_SECOND:
+            self._unlogged += 1
+        elif outcome.verdict == "completed":
+            self._logged += 1
+            log.info("completed in %s", format_duration(timedelta(seconds=now - run.started)), extra=run.facts())
         else:
-            log.log(*_story(run, outcome), extra=run.facts())
+            self._logged += 1
+            level, story = _story(run, outcome)
+            log.log(level, "%s", story, extra=run.facts())
 
     def _set_rate(self, rate: float) -> None:
         self._rate = rate
@@ -273,9 +284,9 @@ class Executor:
             return Outcome("retry", error=text, delay=_seconds(error.delay))
         policy = task.backoff_for(error) if task is not None else None
         delay = policy.delay(run.attempt) if policy is not None else None
-        return (
-            Outcome("dead", error=text) if delay is None else Outcome("retry", error=text, delay=delay.total_seconds())
-        )
+        if delay is None:
+            return Outcome("dead", error=text)
+        return Outcome("retry", error=text, delay=min(max(0.0, delay.total_seconds()), _LONGEST_DELAY))
 
     # -- coroutines --------------------------------------------------------------------------------------------------
 
@@ -287,14 +298,16 @@ class Executor:
                 future.set_result(None)
                 return
         if len(self._coroutines) < self._slots:
-            self._coroutines.append(self._loop.create_task(self._slot()))
+            self._coroutines.append(self._loop.create_task(self._slot(), context=self._context.copy()))
 
     async def _slot(self) -> None:
         """A slot's whole life: take a run, await its handler, hand in the outcome."""
         me = asyncio.current_task()
         assert me is not None  # noqa: S101
+        current_run.set(None)
+        clean = contextvars.copy_context()
         since = 0
-        while True:
+        while me not in self._deaf:
             if not self._inbox:
                 since = 0
                 await self._sleep()
@@ -303,11 +316,22 @@ class Executor:
             if not run.ended:
                 outcome = await self._await_handler(run, task, me)
                 self._end(run, outcome)
+                current_run.set(None)
+                if contextvars.copy_context() != clean:  # a handler has set a ContextVar: the next one gets a new slot
+                    break
                 self._pump(here=True)
             since += 1
             if since >= _YIELD_EVERY:
                 since = 0
                 await asyncio.sleep(0)
+
+        if me in self._deaf:
+            self._deaf.discard(me)
+        else:
+            self._coroutines.remove(me)
+        self._pump()
+        if self._inbox:
+            self._wake_coroutine()
 
     async def _sleep(self) -> None:
         future: asyncio.Future[None] = self._loop.create_future()
@@ -338,18 +362,19 @@ class Executor:
 
     # -- threads -----------------------------------------------------------------------------------------------------
 
-    def _start_in_thread(self, run: Run, task: Task[Any, Any]) -> None:
+    def _start_in_thread(self, run: Run, task: Task[Any, Any], kind: str) -> None:
         self._threads_busy += 1
         if self._threads_busy > self._threads:
             self._threads += 1
             threading.Thread(target=self._thread, name=f"pgqueue-slot-{self._threads}", daemon=True).start()
-        self._thread_inbox.put((run, task))
+        self._thread_inbox.put((run, task, kind))
 
     def _thread(self) -> None:
         """A thread's whole life. Outcomes are handed in many at a time: the loop is told once, then looks."""
         while (item := self._thread_inbox.get()) is not None:
-            run, task = item
-            outcome = self._call_handler(run, task)
+            run, task, kind = item
+            # each handler in a context of its own: what one sets, the next one does not see
+            outcome = contextvars.Context().run(self._call_handler, run, task, kind)
             self._thread_done.append((run, outcome))
             if not self._thread_told:
                 self._thread_told = True
@@ -358,12 +383,12 @@ class Executor:
                 except RuntimeError:  # the loop is closed: the worker has stopped without this thread
                     return
 
-    def _call_handler(self, run: Run, task: Task[Any, Any]) -> Outcome:
+    def _call_handler(self, run: Run, task: Task[Any, Any], kind: str) -> Outcome:
         current_run.set(run)
         try:
             if run.cancelled or run.ended:
                 raise asyncio.CancelledError  # noqa: TRY301 - it was cancelled or abandoned on its way to this thread
-            if task.kind == "process":
+            if kind == "process":
                 return self._children.call(run, task, lambda: self._loop.call_soon_threadsafe(self._watch, run, task))
             arguments = task.arguments
             kwargs = arguments.load(run.payload)
@@ -428,11 +453,23 @@ class Executor:
         run.timed_out = run.cancelled = True
         if run.cancel_hook is not None:
             run.interrupt()
+            self._loop.call_later(_DEAF_AFTER, self._leave_deaf, run)
             return
         # A thread can't be stopped: its job fails now, its slot is free, its result will be dropped.
         task = self._app.tasks.get(run.task) or self._catch_all
         log.error("a handler in a thread hangs; it is abandoned", extra=run.facts())
         self._end(run, self._failed(run, task, TimeoutError()))
+        self._pump()
+
+    def _leave_deaf(self, run: Run) -> None:
+        """A coroutine that goes on after its timeout and its cancellation is left to itself, like a thread."""
+        slot = next((task for task in self._coroutines if run.cancel_hook == task.cancel), None)
+        if run.ended or slot is None:
+            return
+        log.error("a handler ignores its cancellation; it is abandoned", extra=run.facts())
+        self._coroutines.remove(slot)
+        self._deaf.add(slot)
+        self._end(run, self._failed(run, self._app.tasks.get(run.task) or self._catch_all, TimeoutError()))
         self._pump()
 
 
@@ -448,14 +485,21 @@ def _seconds(delay: Any) -> float:
     return parse_duration(delay, "delay").total_seconds()
 
 
-def _story(run: Run, outcome: Outcome) -> tuple[int, str, Any]:
-    """Level, message and argument of the log line for an outcome that is not a completion."""
+def _story(run: Run, outcome: Outcome) -> tuple[int, str]:
+    """Level and text of the log line for an outcome that is not a completion."""
+    why = ""
+    if outcome.error:
+        error = orjson.loads(outcome.error)
+        why = f": {error['type']}: {error['message']}"
+    wait = format_duration(timedelta(seconds=outcome.delay))
     match outcome.verdict:
         case "retry":
-            return logging.WARNING, "failed, again in %.3gs", outcome.delay
+            return logging.WARNING, f"failed, again in {wait}{why}"
         case "dead":
-            return logging.ERROR, "dead after %d attempts", run.attempt
+            return logging.ERROR, f"dead after attempt {run.attempt} of {run.max_attempts}{why}"
         case "snooze":
-            return logging.INFO, "snoozed for %.3gs", outcome.delay
+            return logging.INFO, f"snoozed for {wait}"
+        case "release":
+            return logging.INFO, "given back"
         case verdict:
-            return logging.INFO, "%s", verdict
+            return logging.INFO, f"{verdict}{why}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from typing import TYPE_CHECKING, Final
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _MOST: Final = 1_000
 _PATIENCE: Final = 10.0
+_HURRY: Final = 2.0
 _LONGEST_PAUSE: Final = 5.0
 _LOCKED_PAUSE: Final = 1.0
 _MOST_LOCKED: Final = 3
@@ -69,10 +71,10 @@ class Finisher:
             if not self._waiting and not self._locked:
                 self._empty.set()
 
-    async def drained(self) -> bool:
-        """Wait until everything has landed, at most ten seconds; answers whether it has."""
+    async def drained(self, *, hurry: bool = False) -> bool:
+        """Wait until everything has landed, at most ten seconds (in a hurry: two); answers whether it has."""
         try:
-            await asyncio.wait_for(self._empty.wait(), _PATIENCE)
+            await asyncio.wait_for(self._empty.wait(), _HURRY if hurry else _PATIENCE)
         except TimeoutError:
             log.error(  # noqa: TRY400 - the time-out itself says nothing
                 "the database did not take %d outcomes in time; their leases will expire", len(self._waiting)
@@ -84,6 +86,7 @@ class Finisher:
         runs = [run for run, _ in batch]
         done = self._hand.closing(runs)
         landings = [(run.id, run.token, outcome) for run, outcome in batch if not (run.landed or run.lost)]
+        await self._report(runs)
         try:
             lost = set(await self._land(landings, done)) if landings or done else set()
         except psycopg.errors.LockNotAvailable:
@@ -93,6 +96,13 @@ class Finisher:
         for run in runs if lost else ():
             if (run.id, run.token) in lost:
                 log.warning("the lease was lost before the outcome landed; it is dropped", extra=run.facts())
+
+    async def _report(self, runs: list[Run]) -> None:
+        """The last progress of a run goes with it; most runs have none that is not written yet."""
+        reports = [(run.id, run.token, run.report) for run in runs if run.report is not None and not run.lost]
+        if reports:
+            with contextlib.suppress(psycopg.Error, OSError):
+                await self._link.arun(statements.progress(sorted(reports), schema=self._schema))
 
     async def _go_around_locks(self, batch: list[tuple[Run, Outcome]]) -> None:
         """Somebody holds a job of this batch, or the table: the others land, that one waits; its lease is renewed."""
@@ -150,7 +160,7 @@ class Finisher:
             found = await self._link.arun(
                 statements.landed([x for x in landings if (x[0], x[1]) in missing], schema=self._schema)
             )
-        except LOST:
+        except (psycopg.Error, OSError):
             return []  # nobody can tell now; the rows can
         return [(job_id, token) for job_id, token in lost if job_id not in set(found)]
 
@@ -159,8 +169,8 @@ class Finisher:
     ) -> list[tuple[int, int]]:
         """One of them is not acceptable: the rest must land, and that one must say why."""
         if len(landings) > 1:
-            lost = [pair for landing in landings for pair in await self._land([landing], [])]
-            return lost + await self._land([], done)
+            # Their leases stay: what can't be landed at all is recovered by a sweep, not forgotten.
+            return [pair for landing in landings for pair in await self._land([landing], [])]
         if not landings or _REFUSED in (landings[0][2].error or ""):
             return []
         job_id, token, outcome = landings[0]

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from pgqueue.run import Run
 
 if TYPE_CHECKING:
     from pgqueue.app import App
     from pgqueue.statements import Row
+
+_MOST_EXPECTED: Final = 100
 
 
 class Batch:
@@ -30,15 +33,15 @@ class Hand:
     def __init__(self, app: App) -> None:
         self._app = app
         self._batches: dict[int, Batch] = {}
-
-    def __len__(self) -> int:
-        return sum(len(batch.runs) for batch in list(self._batches.values()))
+        self._expected: dict[int, None] = {}
 
     def take(self, rows: list[Row], token: int) -> list[Run]:
         """Hold a claimed batch."""
         app = self._app
         runs = [Run(row, token, app) for row in rows]
-        self._batches[token] = Batch(token, {run.id: run for run in runs})
+        batch = self._batches[token] = Batch(token, {run.id: run for run in runs})
+        if self._expected and not batch.runs.keys().isdisjoint(self._expected):
+            batch.renewed_at = -math.inf
         return runs
 
     def closing(self, runs: list[Run]) -> list[int]:
@@ -58,6 +61,16 @@ class Hand:
                 batch.runs.pop(run.id, None)
                 if not batch.runs:
                     del self._batches[run.token]
+
+    def look_again(self, job_id: int) -> None:
+        """Have the renewer ask the database about this job soon; also when its claim has not come back yet."""
+        for batch in self._batches.values():
+            if job_id in batch.runs:
+                batch.renewed_at = -math.inf
+                return
+        self._expected[job_id] = None
+        if len(self._expected) > _MOST_EXPECTED:
+            del self._expected[next(iter(self._expected))]
 
     def find(self, job_id: int) -> Run | None:
         """The run of this job, if it is held here."""

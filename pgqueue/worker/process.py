@@ -52,11 +52,7 @@ class ChildPool:
 
         ``taken`` is called when the child has the job: from then on its timeout counts, not while it starts.
         """
-        try:
-            child = self._idle.pop()
-        except IndexError:
-            child = _Child(self._app.settings)
-            self._all.add(child)
+        child = self._take()
         try:
             run.cancel_hook = child.kill
             if run.ended or run.cancelled:
@@ -69,6 +65,18 @@ class ChildPool:
             else:
                 child.kill()
                 self._all.discard(child)
+
+    def _take(self) -> _Child:
+        """An idle child that still lives, else a new one."""
+        while self._idle:
+            child = self._idle.pop()
+            if child.usable:
+                return child
+            child.kill()
+            self._all.discard(child)
+        child = _Child(self._app.settings)
+        self._all.add(child)
+        return child
 
     def close(self) -> None:
         """End all children."""
@@ -96,18 +104,8 @@ class _Child:
     def call(self, run: Run, task: Task[Any, Any], taken: Callable[[], object]) -> Outcome:
         self._jobs += 1
         function = task.function
-        row = (
-            run.priority,
-            None,
-            run.id,
-            run.queue,
-            run.task,
-            run.payload,
-            run.attempt,
-            run.max_attempts,
-            run.timeout,
-            run.meta,
-        )
+        row = (run.priority, None, run.id, run.queue, run.task, run.payload,
+               run.attempt, run.max_attempts, run.timeout, run.meta, run.suspect)  # fmt: skip
         try:
             self._pipe.send((function.__module__, function.__qualname__, task.arguments.raw, row, run.token))
             while True:
@@ -119,7 +117,7 @@ class _Child:
                 elif kind == "progress":
                     run.tell(value)
                 elif kind == "landed":
-                    run.landed = True
+                    run.land()
                 elif kind == "result":
                     return COMPLETED if value is None else Outcome("completed", result=value)
                 else:
@@ -146,8 +144,8 @@ class _Child:
 def child_main(pipe: Connection, settings: Settings) -> None:
     """The child's whole life: take a job, run its handler, answer; end when the parent has ended."""
     os.setsid()  # so that the parent can kill it with all its own children, and Ctrl-C reaches only the parent
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    for number in (signal.SIGINT, signal.SIGTERM):  # of the terminal, of systemd: the worker decides when we end
+        signal.signal(number, lambda *_: None)  # not SIG_IGN, which the handler's own children would inherit
     threading.Thread(target=_die_with_parent, daemon=True).start()
     from pgqueue.app import App  # noqa: PLC0415 - only the child needs it
 
@@ -180,6 +178,10 @@ class _ChildRun(Run):
     def tell(self, report: str) -> None:
         self._pipe.send(("progress", report))
 
+    def land(self) -> None:
+        super().land()
+        self._pipe.send(("landed", None))
+
 
 def _run_here(app: App, task: Task[Any, Any], run: Run) -> str | None:
     import asyncio  # noqa: PLC0415 - most isolated handlers are sync
@@ -192,8 +194,6 @@ def _run_here(app: App, task: Task[Any, Any], run: Run) -> str | None:
     value: Any = task.function(**kwargs)
     if inspect.iscoroutine(value):
         value = asyncio.run(_closing(app, value))
-    if run.landed:
-        run._pipe.send(("landed", None))  # type: ignore[attr-defined]  # noqa: SLF001
     return None if value is None else dump_result(value)
 
 

@@ -50,6 +50,7 @@ class Renewer:
         self._cancelled = cancelled
         self._connection: psycopg.Connection[Any] | None = None
         self._stop = threading.Event()
+        self._wake = threading.Event()
         self._thread = threading.Thread(target=self._loop, name="pgqueue-renewer", daemon=True)
 
     def start(self) -> None:
@@ -59,7 +60,12 @@ class Renewer:
     def stop(self) -> None:
         """End the thread; waits for it."""
         self._stop.set()
+        self._wake.set()
         self._thread.join(5)
+
+    def wake(self) -> None:
+        """Look now, not at the next tick."""
+        self._wake.set()
 
     @property
     def alive(self) -> bool:
@@ -99,7 +105,9 @@ class Renewer:
 
     def _loop(self) -> None:
         pause = 0.0
-        while not self._stop.wait(pause or self._tick):
+        while not self._stop.is_set():
+            self._wake.wait(pause or self._tick)
+            self._wake.clear()
             try:
                 self.report()
                 self.renew()

@@ -23,6 +23,8 @@ _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 _LIVED: Final = 10.0  # a child that lived this long is restarted at once
 _LONGEST_PAUSE: Final = 30.0
 _PR_SET_PDEATHSIG: Final = 1
+_SUPERVISED: Final = "PGQUEUE_SUPERVISED"
+_ECHO: Final = 0.5  # the same signal from the system and from the supervisor comes within this time
 
 
 def run_worker(worker: Worker) -> int:
@@ -54,11 +56,14 @@ def supervise(command: list[str], processes: int) -> int:
 
 async def _under_signals(worker: Worker) -> int:
     loop = asyncio.get_running_loop()
-    count = 0
+    count, heard = 0, 0.0
 
     def on_signal() -> None:
-        nonlocal count
-        count += 1
+        nonlocal count, heard
+        now = time.monotonic()
+        if count and now - heard < _ECHO and os.environ.get(_SUPERVISED):
+            return  # systemd signals everybody, and our supervisor passes its own on
+        count, heard = count + 1, now
         worker.stop(now=count > 1)
 
     for number in _SIGNALS:
@@ -145,6 +150,7 @@ class _Copy:
         self._started = time.monotonic()
         self._process = subprocess.Popen(  # noqa: S603 - our own command line
             self._command,
+            env={**os.environ, _SUPERVISED: "1"},
             start_new_session=True,
             preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - we have no threads
         )

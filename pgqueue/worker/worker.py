@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 
 _HEARTBEAT: Final = 10.0
 _PRUNE: Final = 3600.0
+_OWN_CONNECTIONS: Final = 10  # beyond one per slot, so that handlers in job.transaction() can also enqueue
 _PATIENCE: Final = 5.0  # a statement is given as long as the lease, and at least this
 _INTERRUPTED: Final = 2.0  # how long an interrupted handler may take to clean up
 
@@ -103,6 +104,7 @@ class Worker:
     async def run(self) -> bool:
         """Work until :meth:`stop`; answers whether every running job was finished in order."""
         self._assemble()
+        await self.app.database.grow(self.slots + _OWN_CONNECTIONS)
         self.renewer.start()
         background = [
             asyncio.create_task(coroutine)
@@ -170,7 +172,7 @@ class Worker:
         except (TimeoutError, Exception) as error:  # noqa: BLE001 - a claim that hangs is left to its lease
             log.warning("the last claim did not come back: %r", error)
         clean = await self._run_out()
-        landed = await self.finisher.drained()
+        landed = await self.finisher.drained(hurry=self._hurry.is_set())
         self.stuck = not await self.executor.shut_down()
         await asyncio.to_thread(self.renewer.stop)
         for task in background:
@@ -201,9 +203,9 @@ class Worker:
         return not self._gave_back
 
     def _on_cancel(self, job_id: int) -> None:
-        run = self.hand.find(job_id)
-        if run is not None:
-            self.executor.cancel(run)
+        """A hint, no more: anybody may NOTIFY. The renewal asks the row whether somebody may have asked."""
+        self.hand.look_again(job_id)
+        self.renewer.wake()
 
     def _lose(self, run: Run) -> None:
         self.executor.cancel(run, lost=True)

@@ -35,7 +35,8 @@ BACK = ["retry", "snooze", "release"]
 def test_a_claim_takes_the_job_under_one_lease_and_says_all_that_a_worker_needs(one: Peer):
     job_id = one.enqueue("mail", {"to": "a"}, queue="default", timeout=90, max_attempts=3, meta={"tag": "x"})
     claim = one.claim(lease=timedelta(seconds=60), worker="host-1")
-    ((priority, run_at, found, queue, task, payload, attempt, most, timeout, meta),) = claim.rows
+    ((priority, run_at, found, queue, task, payload, attempt, most, timeout, meta, suspect),) = claim.rows
+    assert not suspect
     assert (priority, found, queue, task, attempt, most, timeout) == (5, job_id, "default", "mail", 1, 3, 90.0)
     assert json.loads(payload) == {"to": "a"}
     assert json.loads(meta) == {"tag": "x"}

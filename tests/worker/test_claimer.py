@@ -25,7 +25,7 @@ async def test_long_handlers_do_not_hoard_jobs(app: App) -> None:
     async with working(app, slots=5) as worker:
         await until(lambda: worker.executor.running == 5, "the slots are full")
         await asyncio.sleep(0.5)  # more than two polls: nothing else may be taken
-        assert len(worker.hand) == 5
+        assert len(worker.hand.runs()) == 5
         assert await query(app.settings.dsn, "SELECT count(*) FROM pgqueue.jobs WHERE state = 'running'") == [(5,)]
 
 
@@ -35,7 +35,7 @@ async def test_quick_handlers_are_claimed_ahead_of_their_slots(app: App) -> None
     @app.task
     async def quick() -> None:
         nonlocal most
-        most = max(most, len(worker.hand))
+        most = max(most, len(worker.hand.runs()))
 
     await app.enqueue_many([quick.job() for _ in range(5000)])
     async with working(app, slots=5) as worker:
@@ -55,7 +55,9 @@ async def test_jobs_claimed_ahead_that_would_wait_too_long_are_given_back(dsn: s
 
     await app.enqueue_many([quick.job() for _ in range(3000)] + [long.job() for _ in range(200)])
     async with working(app, slots=2) as worker:
-        await until(lambda: worker.executor.running == 2 and len(worker.hand) <= 2, "only what runs is held", within=60)
+        await until(
+            lambda: worker.executor.running == 2 and len(worker.hand.runs()) <= 2, "only what runs is held", within=60
+        )
         attempts = await query(dsn, "SELECT DISTINCT attempt FROM pgqueue.jobs WHERE state = 'available'")
         assert attempts == [(0,)], "without blame"
 

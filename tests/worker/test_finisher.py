@@ -65,7 +65,7 @@ async def test_an_outcome_whose_reply_was_lost_is_found_in_history(app: App, cap
         job = await once.enqueue()
         assert await job.result(10) == "done"
         await worker.finisher.drained()
-        await until(lambda: len(worker.hand) == 0, "it lets go")
+        await until(lambda: len(worker.hand.runs()) == 0, "it lets go")
     assert (ran, len(faults)) == (1, 1)
     assert "the lease was lost" not in caplog.text
 

@@ -50,7 +50,7 @@ async def test_jobs_claimed_ahead_are_given_back_at_the_stop_with_their_attempt(
         worker.executor._set_rate(400)
         worker.executor.tick = lambda: None  # type: ignore[method-assign]
         jobs = await app.enqueue_many([hold.job() for _ in range(10)])
-        await until(lambda: len(worker.hand) == 10, "it holds them all")
+        await until(lambda: len(worker.hand.runs()) == 10, "it holds them all")
         worker.stop()
         for job in jobs[1:]:
             record = await in_state(job, "available")
