@@ -26,7 +26,7 @@ def app():
 @pytest.fixture
 def execute(app):
     async def run(command, payload="{}", *, attempt=1, meta=None):
-        current_run.set(Run((5, None, 7, "emails", "mail.send", payload, attempt, 10, None, meta), 1, app))
+        current_run.set(Run((5, None, 7, "emails", "mail.send", payload, attempt, 10, None, meta, None), 1, app))
         return await make_command_task(app, command).function(None)
 
     return run
