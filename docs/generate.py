@@ -1,4 +1,3 @@
-
 """Write the pages that have one source of truth: ``make docs``, or ``python docs/generate.py [--check]``.
 
 ``cli.md`` comes from the typer app, ``errors.md`` from the docstrings in pgqueue.errors, ``glossary.md`` from the
