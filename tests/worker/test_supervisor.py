@@ -55,14 +55,22 @@ def test_the_exit_code_is_the_worst_of_the_copies(tmp_path: Path, exit_code: int
     assert supervisor.wait(20) == exit_code
 
 
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_a_copy_that_dies_is_restarted_with_growing_pauses(tmp_path: Path) -> None:
     folder = tmp_path / "copies"
-    dying = "import os, pathlib, sys, time; (pathlib.Path(sys.argv[1]) / f'{time.monotonic()}').touch(); os._exit(3)"
+    dying = "import os, pathlib, sys, time; (pathlib.Path(sys.argv[1]) / f'{time.monotonic()} {os.getpid()}').touch(); os._exit(3)"
     supervisor = supervise(folder, 1, dying)
     until(lambda: len(list(folder.iterdir())) >= 3, "it was started three times")
-    times = sorted(float(path.name) for path in folder.iterdir())
+    times, pids = zip(*sorted((float(t), int(pid)) for t, pid in (path.name.split() for path in folder.iterdir())))
     assert times[1] - times[0] >= 1
     assert times[2] - times[1] >= 2
+    until(lambda: not is_running(pids[-1]), "the last one is dead")
     supervisor.send_signal(signal.SIGTERM)
     assert supervisor.wait(20) == 0, "the copy was dead when the stop came"
 

@@ -145,7 +145,7 @@ async def test_a_worker_that_is_stopped_before_it_begins_ends(app: App) -> None:
     app.task(name="t")(lambda: None)
     worker = Worker(app)
     worker.stop()
-    assert await asyncio.wait_for(worker.run(), 10) is True
+    assert await asyncio.wait_for(worker.run(), 30) is True
 
 
 async def test_a_worker_can_be_seen_while_it_works_and_is_forgotten_when_it_stopped(app: App) -> None:
