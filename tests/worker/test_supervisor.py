@@ -8,12 +8,12 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 if TYPE_CHECKING:
-    from pathlib import Path
 
 SUPERVISE = """
 import sys
@@ -67,10 +67,11 @@ def test_a_copy_that_dies_is_restarted_with_growing_pauses(tmp_path: Path) -> No
     dying = "import os, pathlib, sys, time; (pathlib.Path(sys.argv[1]) / f'{time.monotonic()} {os.getpid()}').touch(); os._exit(3)"
     supervisor = supervise(folder, 1, dying)
     until(lambda: len(list(folder.iterdir())) >= 3, "it was started three times")
-    times, pids = zip(*sorted((float(t), int(pid)) for t, pid in (path.name.split() for path in folder.iterdir())))
+    marks = sorted((float(moment), int(pid)) for moment, pid in (path.name.split() for path in folder.iterdir()))
+    times = [moment for moment, _ in marks]
     assert times[1] - times[0] >= 1
     assert times[2] - times[1] >= 2
-    until(lambda: not is_running(pids[-1]), "the last one is dead")
+    until(lambda: not is_running(marks[-1][1]), "the last one is dead")
     supervisor.send_signal(signal.SIGTERM)
     assert supervisor.wait(20) == 0, "the copy was dead when the stop came"
 
