@@ -9,11 +9,8 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
-
-if TYPE_CHECKING:
 
 SUPERVISE = """
 import sys
@@ -64,7 +61,8 @@ def is_running(pid: int) -> bool:
 
 def test_a_copy_that_dies_is_restarted_with_growing_pauses(tmp_path: Path) -> None:
     folder = tmp_path / "copies"
-    dying = "import os, pathlib, sys, time; (pathlib.Path(sys.argv[1]) / f'{time.monotonic()} {os.getpid()}').touch(); os._exit(3)"
+    mark = "(pathlib.Path(sys.argv[1]) / f'{time.monotonic()} {os.getpid()}').touch()"
+    dying = f"import os, pathlib, sys, time; {mark}; os._exit(3)"
     supervisor = supervise(folder, 1, dying)
     until(lambda: len(list(folder.iterdir())) >= 3, "it was started three times")
     marks = sorted((float(moment), int(pid)) for moment, pid in (path.name.split() for path in folder.iterdir()))
