@@ -50,7 +50,7 @@ class App:
         """Point the application at another database or schema, before its first use (``pgq worker --dsn`` does)."""
         self.settings = settings
         self.schema = settings.schema
-        self.database = Database(settings.resolve_dsn)
+        self.database = Database(settings.resolve_dsn, embedded=settings.dsn is None)
         self.client = Client(self.database, self.schema)
         self.aclient = AsyncClient(self.database, self.schema)
 

@@ -133,8 +133,7 @@ class Client:
     def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
         check_copyable(specs, connection, psycopg.Connection)
         if connection is None:
-            with self.database.connection() as own, own.transaction():
-                return self._copy(specs, own)
+            return self.database.transact(lambda own: self._copy(specs, own))
         with translated(), connection.cursor() as cursor:
             now: datetime = cursor.execute("SELECT now()").fetchone()[0]
             ids = run(connection, statements.reserve_ids(len(specs), schema=self.schema))
@@ -241,8 +240,7 @@ class AsyncClient:
     async def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
         check_copyable(specs, connection, psycopg.AsyncConnection)
         if connection is None:
-            async with self.database.aconnection() as own, own.transaction():
-                return await self._copy(specs, own)
+            return await self.database.atransact(lambda own: self._copy(specs, own))
         with translated():
             async with connection.cursor() as cursor:
                 now: datetime = (await (await cursor.execute("SELECT now()")).fetchone())[0]

@@ -32,7 +32,7 @@ from pgqueue.errors import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
     from pgqueue.statements import Statement
 
@@ -51,8 +51,9 @@ _DEFAULTS: Final = {
     "tcp_user_timeout": "10000",
     "application_name": "pgqueue",
 }
+_WHO_ANSWERS: Final = "SELECT pg_backend_pid()"
 _POOL_SIZE: Final = 10
-_POOL_PATIENCE: Final = 30.0
+_POOL_PATIENCE: Final = 30.0  # of who waits for a connection, and of the attempt to make one for them
 _RETRYABLE: Final = {"40001", "40P01"}  # serialization failure, deadlock: the statement did nothing, say it again
 _MOST_RETRIES: Final = 8
 
@@ -128,10 +129,16 @@ class Runner(Protocol):
 
 
 class Database:
-    """The sync pool, and one async pool per event loop, of one DSN; opened when first used."""
+    """The sync pool, and one async pool per event loop, of one DSN; opened when first used.
 
-    def __init__(self, resolve_dsn: Callable[[], str]) -> None:
+    Args:
+        resolve_dsn: answers the DSN; for an embedded server it also starts or joins it.
+        embedded: ask again for each new connection, so that a server that was killed is started again.
+    """
+
+    def __init__(self, resolve_dsn: Callable[[], str], *, embedded: bool = False) -> None:
         self._resolve_dsn = resolve_dsn
+        self._embedded = embedded
         self._size = _POOL_SIZE
         self._dsn: str | None = None
         self._sync: ConnectionPool[psycopg.Connection[Any]] | None = None
@@ -149,8 +156,16 @@ class Database:
                     self._dsn = connection_string(self._resolve_dsn())
         return self._dsn
 
-    def _get_dsn(self) -> str:
-        return self.dsn
+    def address(self) -> str:
+        """Where to connect now. May block for as long as an embedded server takes to start.
+
+        Raises:
+            EmbeddedServerError: the embedded server could not be started.
+        """
+        return connection_string(self._resolve_dsn()) if self._embedded else self.dsn
+
+    async def _aaddress(self) -> str:
+        return await asyncio.to_thread(self.address)
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
@@ -176,23 +191,47 @@ class Database:
 
     def run(self, statement: Statement[T]) -> T:
         """Run one statement in a transaction of its own; a deadlock or serialization failure is said again."""
+        return self._again(lambda own: run(own, statement))
+
+    async def arun(self, statement: Statement[T]) -> T:
+        """The same for async code."""
+        return await self._aagain(lambda own: run_async(own, statement))
+
+    def transact(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+        """Do work of several statements in a transaction of its own; it is done again as :meth:`run` does."""
+
+        def attempt(own: psycopg.Connection[Any]) -> T:
+            with own.transaction():
+                return work(own)
+
+        return self._again(attempt)
+
+    async def atransact(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
+        """The same for async code."""
+
+        async def attempt(own: psycopg.AsyncConnection[Any]) -> T:
+            async with own.transaction():
+                return await work(own)
+
+        return await self._aagain(attempt)
+
+    def _again(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
         for attempt in range(_MOST_RETRIES):
             try:
                 with translated(), self.connection() as connection:
-                    return run(connection, statement)
+                    return work(connection)
             except DatabaseError as error:
                 if not _retryable(error) or attempt == _MOST_RETRIES - 1:
                     raise
                 threading.Event().wait(_pause(attempt))
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
-    async def arun(self, statement: Statement[T]) -> T:
-        """The same for async code."""
+    async def _aagain(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
         for attempt in range(_MOST_RETRIES):
             try:
                 with translated():
                     async with self.aconnection() as connection:
-                        return await run_async(connection, statement)
+                        return await work(connection)
             except DatabaseError as error:
                 if not _retryable(error) or attempt == _MOST_RETRIES - 1:
                     raise
@@ -224,12 +263,13 @@ class Database:
         self.close()
 
     def _sync_pool(self) -> ConnectionPool[psycopg.Connection[Any]]:
-        dsn = self.dsn
+        dsn = self.dsn  # outside the guard, which it takes itself; its error reaches the caller, the pool's would not
         with self._guard:
             if self._sync is None:
                 self._sync = ConnectionPool(
-                    dsn, min_size=0, max_size=self._size, kwargs={"autocommit": True}, configure=_configure,
-                    check=_check, reconnect_timeout=5, open=True, name="pgqueue",
+                    self.address if self._embedded else dsn,
+                    min_size=0, max_size=self._size, kwargs={"autocommit": True}, configure=_configure,
+                    check=_check, reconnect_timeout=_POOL_PATIENCE, open=True, name="pgqueue",
                 )  # fmt: skip
             return self._sync
 
@@ -237,10 +277,11 @@ class Database:
         loop = asyncio.get_running_loop()
         pool = self._async.get(loop)
         if pool is None:
-            dsn = await asyncio.to_thread(self._get_dsn)
+            dsn = await asyncio.to_thread(lambda: self.dsn)
             pool = self._async.setdefault(loop, AsyncConnectionPool(
-                dsn, min_size=0, max_size=self._size, kwargs={"autocommit": True}, configure=_aconfigure,
-                check=_acheck, reconnect_timeout=5, open=False, name="pgqueue",
+                self._aaddress if self._embedded else dsn,
+                min_size=0, max_size=self._size, kwargs={"autocommit": True}, configure=_aconfigure,
+                check=_acheck, reconnect_timeout=_POOL_PATIENCE, open=False, name="pgqueue",
             ))  # fmt: skip
             await pool.open()
         return pool
@@ -270,9 +311,16 @@ def translate(error: Exception) -> PgqueueError:
     return DatabaseError(message)
 
 
-def is_pooled(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any], backend_pid: int) -> bool:
+def is_pooled(connection: psycopg.Connection[Any]) -> bool:
     """Whether a pooler stands between: the process that answers is not the one that was connected to."""
-    return connection.info.backend_pid != backend_pid
+    (pid,) = connection.execute(_WHO_ANSWERS).fetchone() or (0,)
+    return bool(connection.info.backend_pid != pid)
+
+
+async def is_pooled_async(connection: psycopg.AsyncConnection[Any]) -> bool:
+    """The same for async connections."""
+    (pid,) = await (await connection.execute(_WHO_ANSWERS)).fetchone() or (0,)
+    return bool(connection.info.backend_pid != pid)
 
 
 def _check(connection: psycopg.Connection[Any]) -> None:
@@ -293,14 +341,12 @@ def _has_input(fd: int) -> bool:
 
 
 def _configure(connection: psycopg.Connection[Any]) -> None:
-    (pid,) = connection.execute("SELECT pg_backend_pid()").fetchone() or (0,)
-    if is_pooled(connection, pid):
+    if is_pooled(connection):
         connection.prepare_threshold = None
 
 
 async def _aconfigure(connection: psycopg.AsyncConnection[Any]) -> None:
-    (pid,) = await (await connection.execute("SELECT pg_backend_pid()")).fetchone() or (0,)
-    if is_pooled(connection, pid):
+    if await is_pooled_async(connection):
         connection.prepare_threshold = None
 
 

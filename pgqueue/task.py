@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     from pgqueue.app import App
     from pgqueue.durations import Duration
+    from pgqueue.run import Run
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -76,6 +77,14 @@ class Task(Generic[P, R]):
         self.__name__ = getattr(function, "__name__", self.name)
         self.__qualname__ = getattr(function, "__qualname__", self.name)
         self.__module__ = function.__module__
+
+    def bind(self, run: Run) -> dict[str, Any]:
+        """The keyword arguments of one run; raises InvalidPayloadError when the payload does not fit."""
+        arguments = self.arguments
+        kwargs = arguments.load(run.payload)
+        if arguments.job_parameter is not None:
+            kwargs[arguments.job_parameter] = Job(run.id, self.app, run)
+        return kwargs
 
     @property
     def importable(self) -> bool:

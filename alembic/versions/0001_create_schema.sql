@@ -448,6 +448,7 @@ BEGIN
     WITH chosen AS MATERIALIZED (
         SELECT h.id FROM pgqueue.history h
         WHERE h.state = 'dead' AND (queue IS NULL OR h.queue = queue) AND (task IS NULL OR h.task = task)
+          AND NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.unique_key = h.unique_key)
         ORDER BY h.finished_at, h.id LIMIT max_jobs
     ), back AS MATERIALIZED (
         SELECT r.id, r.queue AS name FROM pgqueue.redrive_ids(ARRAY(SELECT c.id FROM chosen c)) r

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from pgqueue.cli.errors import rendered
+from pgqueue.cli.help import Command, Group
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -100,7 +101,7 @@ class Context:
 
 
 def ready(settings: Settings) -> Settings:
-    """The settings with their DSN; makes sure that the schema fits, and makes it on the embedded server.
+    """The settings again; makes sure that the schema fits, and makes it on the embedded server.
 
     Raises:
         DatabaseUnreachableError: no connection.
@@ -115,19 +116,21 @@ def ready(settings: Settings) -> Settings:
     except Exception as error:
         if getattr(getattr(error, "orig", None), "sqlstate", None) != _INSUFFICIENT_PRIVILEGE:
             raise
-        return replace(settings, dsn=dsn)  # a role that may enqueue and no more: the database will tell
+        return settings  # a role that may enqueue and no more: the database will tell
     if revision is None and settings.dsn is None:
         migrate(dsn, schema=settings.schema)
     else:
         require_head(revision, settings.schema)
-    return replace(settings, dsn=dsn)
+    return settings
 
 
-def command(group: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], None]:
+def command(
+    group: typer.Typer, name: str | None = None, *, kind: type[Command] = Command
+) -> Callable[[Callable[..., None]], None]:
     """Register ``function(context, …)`` as a command that also takes the shared options."""
 
     def register(function: Callable[..., None]) -> None:
-        group.command(name)(_with_shared_options(function))
+        group.command(name, cls=kind)(_with_shared_options(function))
 
     return register
 
@@ -143,7 +146,7 @@ def callback(group: typer.Typer, **options: Any) -> Callable[[Callable[..., None
 
 def make_group(name: str, about: str) -> typer.Typer:
     """A group of commands which takes the shared options, too."""
-    group = typer.Typer(name=name, help=about, no_args_is_help=True)
+    group = typer.Typer(name=name, help=about, cls=Group, no_args_is_help=True)
     callback(group)(_remember)
     return group
 

@@ -171,7 +171,12 @@ class EmbeddedServer:
             EmbeddedServerError: It did not start within :data:`START_TIMEOUT` seconds, with the log's end.
         """
         with _typed_errors(self.home), self._lifecycle():
-            if self._client is None or self._owner != os.getpid():
+            joined = self._client is not None and self._owner == os.getpid()
+            if not joined:
+                self._stopped_file.unlink(missing_ok=True)
+            elif self._stopped_file.exists():
+                raise EmbeddedServerError(f"the server in {self.home} was stopped by hand; a new process may start it")
+            if not joined:
                 self._client = _open_lock(self._clients_file)
                 self._owner = os.getpid()
                 fcntl.flock(self._client, fcntl.LOCK_SH)
@@ -207,6 +212,7 @@ class EmbeddedServer:
                         f"other processes use the server in {self.home}; end them first, or force the stop"
                     )
             was_running = self.is_running()
+            self._stopped_file.touch()  # so that those who still use it do not start it again
             self.server.stop()
             if erase:
                 self.server.erase()
@@ -222,6 +228,10 @@ class EmbeddedServer:
     @property
     def _clients_file(self) -> Path:
         return self.data_dir.with_name(f"{self.data_dir.name}.clients")
+
+    @property
+    def _stopped_file(self) -> Path:
+        return self.data_dir.with_name(f"{self.data_dir.name}.stopped")
 
     @contextlib.contextmanager
     def _lifecycle(self) -> Iterator[None]:

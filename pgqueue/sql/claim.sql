@@ -6,7 +6,8 @@
 -- Index: jobs_claim, an ordered range per lane that begins behind the lane's mark; jobs_pkey for the update.
 -- Guard: state = 'available' under a row lock. A lane begins behind its mark, so that the dead versions that a
 --   held snapshot keeps are not walked again; a mark that is too high only delays (the next scan has none).
--- suspect: its last two workers died with it, or its child process did: it is run apart from others.
+-- suspect: its last two workers died with it, or its last one and this is its last attempt, or its child process did:
+--   it is run apart from others. So a job that was only near one that kills workers is never buried for it.
 -- MATERIALIZED: the LIMIT is taken once, however the update is planned. Nothing due: no lease row, no write.
 WITH lane AS MATERIALIZED (
     SELECT l.queue, l.priority, coalesce(l.mark_at, '-infinity') AS mark_at, l.mark_id
@@ -40,4 +41,5 @@ WHERE j.id = ANY (ARRAY(SELECT p.id FROM pick p))
 RETURNING j.priority, j.run_at, j.id, j.queue, j.task, j.payload::text, j.attempt, j.max_attempts,
     extract(epoch FROM j.timeout)::float8, j.meta::text,
     j.errors -> -1 ->> 'type' = 'HandlerCrashedError'
-        OR (j.errors -> -1 ->> 'type' = 'LeaseExpired' AND j.errors -> -2 ->> 'type' = 'LeaseExpired') AS suspect
+        OR (j.errors -> -1 ->> 'type' = 'LeaseExpired'
+            AND (j.errors -> -2 ->> 'type' = 'LeaseExpired' OR j.attempt = j.max_attempts)) AS suspect

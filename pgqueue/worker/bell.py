@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import pq
 
-from pgqueue.connection import is_pooled
+from pgqueue.connection import is_pooled_async
 from pgqueue.worker.link import LOST, connect
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 
 _PING_EVERY: Final = 15.0
 _ANSWER_PATIENCE: Final = 5.0
+_ARM_PATIENCE: Final = 0.5  # of a claimer that has nothing to do; a due job may come meanwhile
 
 
 class Bell:
@@ -49,9 +50,10 @@ class Bell:
         self._cancelled = cancelled
         self._silent = silent
         self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._answers: deque[asyncio.Future[list[bytes | None]]] = deque()
-        self._broken = asyncio.Event()
+        self._questions: deque[tuple[str, asyncio.Future[list[bytes | None]]]] = deque()  # the first one is under way
+        self._doubt = asyncio.Event()  # whether the connection still answers
         self._fd = -1
+        self._row: list[bytes | None] = []
         self.rung = asyncio.Event()
         self.armed = False
         self.up = False
@@ -59,55 +61,52 @@ class Bell:
     async def loop(self) -> None:
         """For ever: keep a listening connection; ping it, since a silent partition shows itself in no other way."""
         while not self._silent:
-            self._broken.clear()
             connection = await connect(self._dsn, "the bell")
             try:
                 if not await asyncio.wait_for(self._listen(connection), 3 * _ANSWER_PATIENCE):
                     break
-                while not self._broken.is_set():
-                    try:
-                        await asyncio.wait_for(self._broken.wait(), _PING_EVERY)
-                    except TimeoutError:
-                        await self._ask("SELECT 1")
+                while True:
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(self._doubt.wait(), _PING_EVERY)
+                    self._doubt.clear()
+                    await asyncio.wait_for(self._ask("SELECT 1"), _ANSWER_PATIENCE)
             except (*LOST, TimeoutError) as error:
                 log.warning("the bell is down, polling: %s", str(error).strip() or "no answer")
-                await asyncio.sleep(1)
             finally:
                 self._hang_up()
                 await connection.close()
+            await asyncio.sleep(1)
         await asyncio.Event().wait()  # no bell: polling is enough
 
     async def arm(self) -> bool:
-        """Ask to be woken from now on; answers False when that can't be had now. Look once more after it."""
-        if not self.up:
+        """Ask to be woken from now on; answers False when that can't be had now. Look once more after it.
+
+        Never waits long: a listener that does not answer must not keep due jobs from being claimed.
+        """
+        if not self.up or self._questions:
             return False
         try:
-            taken = await self._ask(self._sql("pg_try_advisory_lock_shared"))
-            self.armed = all(value == b"t" for value in taken)
-            if not self.armed:  # an enqueue is testing one of the locks this very moment
-                await self._ask("SELECT pg_advisory_unlock_all()")
+            taken = await asyncio.wait_for(self._ask(self._sql("pg_try_advisory_lock_shared")), _ARM_PATIENCE)
         except (*LOST, TimeoutError):
-            self._broken.set()
-            self.armed = False
+            self._doubt.set()
+            return False
+        self.armed = all(value == b"t" for value in taken)
+        if not self.armed:  # an enqueue is testing one of the locks this very moment
+            self._tell("SELECT pg_advisory_unlock_all()")
         return self.armed
 
-    async def disarm(self) -> None:
-        """Busy: enqueues need not ring."""
+    def disarm(self) -> None:
+        """Busy: enqueues need not ring. Does not wait for the answer."""
         if self.armed:
             self.armed = False
-            try:
-                await self._ask("SELECT pg_advisory_unlock_all()")
-            except (*LOST, TimeoutError):
-                self._broken.set()
+            self._tell("SELECT pg_advisory_unlock_all()")
 
     def _sql(self, function: str) -> str:
         keys = (f"{function}({self._schema}.bell_key({_literal(queue)}))" for queue in self._queues)
         return "SELECT " + ", ".join(keys)
 
     async def _listen(self, connection: psycopg.AsyncConnection[Any]) -> bool:
-        cursor = await connection.execute("SELECT pg_backend_pid()")
-        (pid,) = await cursor.fetchone() or (0,)
-        if is_pooled(connection, pid):
+        if await is_pooled_async(connection):
             log.warning(
                 "a pooler stands before PostgreSQL: no NOTIFY, polling; set PGQUEUE_LISTEN_DSN to a direct address"
             )
@@ -122,30 +121,44 @@ class Bell:
         return True
 
     def _hang_up(self) -> None:
-        connection, self._connection = self._connection, None
-        self.up = self.armed = False
-        if connection is not None:
-            self._stop_reading()
-        while self._answers:
-            answer = self._answers.popleft()
-            if not answer.done():
-                answer.set_exception(ConnectionError("the connection of the bell was lost"))
-                answer.exception()
+        if self._connection is not None:
+            self._lose(ConnectionError("the connection of the bell was lost"))
         self.rung.set()
 
-    async def _ask(self, sql: str) -> list[bytes | None]:
-        """Send one query; answers the first row. One at a time: libpq takes no second before the first is answered."""
-        while self._answers:
-            await asyncio.wait([self._answers[-1]])
+    def _lose(self, error: Exception) -> None:
+        """The connection is of no more use: whoever waits for an answer gets the error."""
+        self._connection = None
+        self.up = self.armed = False
+        with contextlib.suppress(*LOST, RuntimeError, ValueError):  # the socket may be closed, its number unknown
+            asyncio.get_running_loop().remove_reader(self._fd)
+        while self._questions:
+            answer = self._questions.popleft()[1]
+            if not answer.done():
+                answer.set_exception(error)
+                answer.exception()  # so that nobody complains when nobody waits
+        self._doubt.set()
+
+    def _tell(self, sql: str) -> None:
+        """Ask without waiting; a connection that is lost needs no telling."""
+        with contextlib.suppress(*LOST):
+            self._ask(sql)
+
+    def _ask(self, sql: str) -> asyncio.Future[list[bytes | None]]:
+        """Have one query answered, with its first row; sent when those before it are, as libpq takes one at a time."""
         if self._connection is None:
             raise ConnectionError("the bell has no connection")
         answer: asyncio.Future[list[bytes | None]] = asyncio.get_running_loop().create_future()
-        self._row: list[bytes | None] = []
-        self._answers.append(answer)
+        self._questions.append((sql, answer))
+        if len(self._questions) == 1:
+            self._send()
+        return answer
+
+    def _send(self) -> None:
+        assert self._connection is not None  # noqa: S101
+        self._row = []
         pgconn = self._connection.pgconn
-        pgconn.send_query(sql.encode())
+        pgconn.send_query(self._questions[0][0].encode())
         pgconn.flush()
-        return await asyncio.wait_for(answer, _ANSWER_PATIENCE)
 
     def _on_readable(self) -> None:
         if self._connection is None:
@@ -153,12 +166,10 @@ class Bell:
         pgconn = self._connection.pgconn
         try:
             pgconn.consume_input()
-            while self._answers and not pgconn.is_busy():
+            while self._questions and not pgconn.is_busy():
                 result = pgconn.get_result()
                 if result is None:
-                    answer = self._answers.popleft()
-                    if not answer.done():
-                        answer.set_result(self._row)
+                    self._take_answer()
                 elif result.status == pq.ExecStatus.TUPLES_OK and result.ntuples:
                     self._row = [result.get_value(0, column) for column in range(result.nfields)]
                 elif result.status == pq.ExecStatus.FATAL_ERROR:
@@ -167,13 +178,14 @@ class Bell:
                 self._hear(notification.relname, notification.extra)
         except LOST as error:
             log.debug("the bell's connection broke: %s", error)
-            self._broken.set()
-            self._stop_reading()
+            self._lose(error)
 
-    def _stop_reading(self) -> None:
-        """Libpq may have closed the socket already, and then asyncio or uvloop may not like its number any more."""
-        with contextlib.suppress(*LOST, RuntimeError, ValueError):
-            asyncio.get_running_loop().remove_reader(self._fd)
+    def _take_answer(self) -> None:
+        _, answer = self._questions.popleft()
+        if not answer.done():  # else whoever asked has given up waiting
+            answer.set_result(self._row)
+        if self._questions:
+            self._send()
 
     def _hear(self, channel: bytes, payload: bytes) -> None:
         text = payload.decode(errors="replace")

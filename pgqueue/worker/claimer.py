@@ -175,7 +175,7 @@ class Claimer:
             self._hot = False
         if self._hot:
             if self._bell.armed:
-                await self._bell.disarm()
+                self._bell.disarm()
             await self._sleep(_HOT_GAP)
         elif self._bell.armed:
             await self._sleep_until_due(found=found)
@@ -214,5 +214,5 @@ class Claimer:
 
     async def _wait_until_hungry(self) -> None:
         if self._bell.armed:
-            await self._bell.disarm()
+            self._bell.disarm()
         await self._executor.hungry.wait()

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 
-from pgqueue.connection import is_pooled
+from pgqueue.connection import is_pooled_async
+from pgqueue.errors import EmbeddedServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ async def connect(dsn: Callable[[], str], purpose: str) -> psycopg.AsyncConnecti
     while True:
         try:
             return await psycopg.AsyncConnection.connect(await asyncio.to_thread(dsn), autocommit=True)
-        except LOST as error:
+        except (*LOST, EmbeddedServerError) as error:
             reason = str(error).strip().split("\n")[0]
             log.warning("no connection for %s: %s; trying again in %gs", purpose, reason, pause)
         await asyncio.sleep(pause)
@@ -70,6 +71,7 @@ class Link:
         self._cursor: psycopg.AsyncCursor[Any] | None = None
         self._prepare: bool | None = True
         self._lock = asyncio.Lock()
+        self.down = False  # the connection was lost, and there is no other yet
 
     async def open(self) -> None:
         """Connect if there is no connection; returns only with one."""
@@ -83,6 +85,7 @@ class Link:
                 await connection.close()
                 await asyncio.sleep(1)
             else:
+                self.down = False
                 self._connection = connection
                 self._cursor = connection.cursor(binary=True)
             finally:
@@ -107,6 +110,7 @@ class Link:
             raise
         except LOST:
             if self._connection is None or self._connection.broken or self._connection.closed:
+                self.down = True
                 await self.close()
             raise
         finally:
@@ -119,9 +123,7 @@ class Link:
             await connection.close()
 
     async def _set_up(self, connection: psycopg.AsyncConnection[Any]) -> None:
-        cursor = await connection.execute("SELECT pg_backend_pid()")
-        (pid,) = await cursor.fetchone() or (0,)
-        if is_pooled(connection, pid):
+        if await is_pooled_async(connection):
             self._prepare = False  # a session setting or a prepared statement would belong to somebody else
             connection.prepare_threshold = None
         else:

@@ -11,12 +11,12 @@ import signal
 import threading
 import time
 import traceback
+from dataclasses import replace
 from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final
 
 from pgqueue.errors import HandlerCrashedError
-from pgqueue.handle import Job
 from pgqueue.outcome import COMPLETED, REMOTE_TRACEBACK, Outcome, dump_result
 from pgqueue.run import Run, current_run
 
@@ -74,7 +74,7 @@ class ChildPool:
                 return child
             child.kill()
             self._all.discard(child)
-        child = _Child(self._app.settings)
+        child = _Child(replace(self._app.settings, dsn=self._app.database.dsn))
         self._all.add(child)
         return child
 
@@ -188,10 +188,7 @@ def _run_here(app: App, task: Task[Any, Any], run: Run) -> str | None:
     import inspect  # noqa: PLC0415
 
     current_run.set(run)
-    kwargs = task.arguments.load(run.payload)
-    if task.arguments.job_parameter is not None:
-        kwargs[task.arguments.job_parameter] = Job(run.id, app, run)
-    value: Any = task.function(**kwargs)
+    value: Any = task.function(**task.bind(run))
     if inspect.iscoroutine(value):
         value = asyncio.run(_closing(app, value))
     return None if value is None else dump_result(value)

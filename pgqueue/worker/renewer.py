@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import psycopg
 
 from pgqueue import statements
+from pgqueue.connection import is_pooled
 from pgqueue.connection import run as run_statement
-from pgqueue.worker.link import hang_up
+from pgqueue.errors import EmbeddedServerError
+from pgqueue.worker.link import PINNED, hang_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -58,19 +60,23 @@ class Renewer:
         self._thread.start()
 
     def stop(self) -> None:
-        """End the thread; waits for it."""
+        """End the thread; waits a moment for it, and hangs up on a server that does not answer it."""
         self._stop.set()
         self._wake.set()
-        self._thread.join(5)
-
-    def wake(self) -> None:
-        """Look now, not at the next tick."""
-        self._wake.set()
+        self._thread.join(1)
+        connection = self._connection
+        if self._thread.is_alive() and connection is not None:
+            hang_up(connection)
+            self._thread.join(1)
 
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
         return self._thread.is_alive()
+
+    def wake(self) -> None:
+        """Look now, not at the next tick."""
+        self._wake.set()
 
     def renew(self) -> None:
         """Prolong what is due. One look; a test can call it."""
@@ -111,7 +117,7 @@ class Renewer:
             try:
                 self.report()
                 self.renew()
-            except (psycopg.Error, OSError) as error:
+            except (psycopg.Error, OSError, EmbeddedServerError) as error:
                 pause = min(max(1.0, pause * 2), _LONGEST_PAUSE, max(self._third / 2, 0.5))
                 log.warning("leases could not be renewed, again in %.3gs: %s", pause, str(error).strip().split("\n")[0])
                 self._close()
@@ -135,7 +141,10 @@ class Renewer:
 
     def _open(self) -> psycopg.Connection[Any]:
         if self._connection is None:
-            self._connection = psycopg.connect(self._dsn(), autocommit=True, prepare_threshold=None)
+            connection = psycopg.connect(self._dsn(), autocommit=True, prepare_threshold=None)
+            if not is_pooled(connection):
+                connection.execute(PINNED)
+            self._connection = connection
         return self._connection
 
     def _close(self) -> None:

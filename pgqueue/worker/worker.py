@@ -41,6 +41,7 @@ _HEARTBEAT: Final = 10.0
 _PRUNE: Final = 3600.0
 _OWN_CONNECTIONS: Final = 10  # beyond one per slot, so that handlers in job.transaction() can also enqueue
 _PATIENCE: Final = 5.0  # a statement is given as long as the lease, and at least this
+_LAST_CLAIM: Final = 5.0  # how long a claim that is under way may take to come back; without a connection none is
 _INTERRUPTED: Final = 2.0  # how long an interrupted handler may take to clean up
 
 
@@ -133,8 +134,7 @@ class Worker:
         app = self.app
         settings = app.settings
 
-        def dsn() -> str:
-            return app.database.dsn
+        dsn = app.database.address
 
         def listen_dsn() -> str:
             return connection_string(settings.listen_dsn) if settings.listen_dsn else dsn()
@@ -168,8 +168,8 @@ class Worker:
         self.executor.close()
         self.bell.rung.set()
         try:
-            await asyncio.wait_for(claiming, 5)
-        except (TimeoutError, Exception) as error:  # noqa: BLE001 - a claim that hangs is left to its lease
+            await asyncio.wait_for(claiming, 0 if self._links[0].down else _LAST_CLAIM)
+        except Exception as error:  # noqa: BLE001 - a claim that hangs is left to its lease
             log.warning("the last claim did not come back: %r", error)
         clean = await self._run_out()
         landed = await self.finisher.drained(hurry=self._hurry.is_set())
@@ -227,6 +227,8 @@ class Worker:
         self.claimer.marks.set_clock(clock)
 
     async def _sign_off(self) -> None:
+        if self._links[2].down:
+            return  # the row will be forgotten in a day
         try:
             await asyncio.wait_for(self._links[2].arun(statements.sign_off(self.name, schema=self.app.schema)), 2)
         except (psycopg.Error, OSError, TimeoutError):

@@ -448,7 +448,7 @@ async def test_a_thread_that_hangs_is_abandoned_and_its_late_result_dropped(app:
         job = await hang_once.enqueue()
         assert await job.result(10) == 2
         end.set()
-        await until(lambda: worker.executor._threads_busy == 0, "the thread is of use again")
+        await until(lambda: worker.executor._threads.busy == 0, "the thread is of use again")
         record = await job.refresh()
     assert (record.result, len(record.errors)) == (2, 1)
 

@@ -7,7 +7,7 @@ import contextvars
 import threading
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
@@ -57,23 +57,81 @@ async def failed_once(job: Job) -> bool:
 
 
 async def test_a_forged_notification_cancels_nothing(app: App) -> None:
-    go = asyncio.Event()
+    """Anybody may NOTIFY: the worker asks the row, which says that nobody has cancelled."""
+    started, go = asyncio.Event(), asyncio.Event()
+    heard: list[int] = []
+    looked = threading.Event()
 
     @app.task
     async def wait() -> str:
+        started.set()
         await go.wait()
         return "done"
 
-    async with working(app) as worker:
+    async with working(app, lease=timedelta(minutes=5)) as worker:  # so that nothing but the NOTIFY makes it look
+        look_again, renew = worker.hand.look_again, worker.renewer.renew
+
+        def hear(job_id: int) -> None:
+            look_again(job_id)
+            heard.append(job_id)
+
+        def look() -> None:
+            before = list(heard)
+            due = [run.id for batch in worker.hand.older_than(worker.renewer._third) for run in batch.runs.values()]
+            renew()
+            if set(before) & set(due):
+                looked.set()
+
+        worker.hand.look_again = hear  # type: ignore[method-assign]
+        worker.renewer.renew = look  # type: ignore[method-assign]
         job = await wait.enqueue()
-        await in_state(job, "running")
-        await until(lambda: worker.bell.up, "the bell is up")
+        await asyncio.wait_for(started.wait(), 30)
+        await until(lambda: worker.bell.up, "the bell is up", within=30)
         await execute(app.settings.dsn, f"SELECT pg_notify('pgqueue.cancel', '{job.id}')")
-        await until(lambda: not worker.renewer._wake.is_set(), "the renewer has looked")
-        later = await wait.enqueue()
-        await in_state(later, "running")
+        await until(looked.is_set, "the renewer has asked for this job", within=30)
+        assert heard == [job.id]
+        await asyncio.sleep(0)  # what the renewer's thread had to say comes before this
+        assert worker.executor.running == 1
         go.set()
-        assert await job.result(10) == "done"
+        assert await job.result(30) == "done"
+    assert (await job.refresh()).errors == []
+
+
+async def test_a_cancel_that_comes_between_the_claim_and_its_reply_reaches_the_handler(app: App) -> None:
+    """The row is running, so it can only be told; but the worker does not know yet that the job is its own."""
+    told = asyncio.Event()
+
+    @app.task
+    async def wait() -> None:
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            told.set()
+            raise
+
+    async with working(app, lease=timedelta(minutes=5)) as worker:  # the ordinary renewal would come too late
+        await until(lambda: worker.bell.up, "the bell is up", within=30)
+        link, look_again, heard = worker._links[0], worker.hand.look_again, list[int]()
+        send = link.arun
+
+        def hear(job_id: int) -> None:
+            look_again(job_id)
+            heard.append(job_id)
+
+        async def claim(statement: Any) -> Any:
+            reply = await send(statement)
+            if job_ids := [row[2] for row in reply] if isinstance(reply, list) else []:
+                assert await app.aclient.cancel(job_ids[0]) == "running"
+                await until(lambda: heard == job_ids, "the worker has heard of the cancel", within=30)
+                assert worker.hand.runs() == [], "and does not hold the job yet"
+            return reply
+
+        worker.hand.look_again = hear  # type: ignore[method-assign]
+        link.arun = claim  # type: ignore[method-assign]
+        job = await wait.enqueue()
+        await asyncio.wait_for(told.wait(), 60)
+        record = await in_state(job, "cancelled", within=30)
+    assert record.attempt == 1
 
 
 async def test_what_one_async_job_sets_in_its_context_the_next_does_not_see(app: App) -> None:
@@ -194,4 +252,4 @@ async def test_a_coroutine_that_ignores_its_timeout_gives_its_slot_back(
         assert record.errors[0]["type"] == "JobTimeoutError"
         assert await (await other.enqueue()).result(10) == "ran"
         go.set()
-        await until(lambda: not worker.executor._deaf, "the deaf one has ended")
+        await until(lambda: not worker.executor._coroutines.deaf, "the deaf one has ended")
