@@ -134,7 +134,7 @@ class Client:
         check_copyable(specs, connection, psycopg.Connection)
         if connection is None:
             return self.database.transact(lambda own: self._copy(specs, own))
-        with translated(), connection.cursor() as cursor:
+        with translated(), connection.cursor(binary=True) as cursor:
             now: datetime = cursor.execute("SELECT now()").fetchone()[0]
             ids = run(connection, statements.reserve_ids(len(specs), schema=self.schema))
             with cursor.copy(load("copy_jobs", self.schema)) as copy:
@@ -242,7 +242,7 @@ class AsyncClient:
         if connection is None:
             return await self.database.atransact(lambda own: self._copy(specs, own))
         with translated():
-            async with connection.cursor() as cursor:
+            async with connection.cursor(binary=True) as cursor:
                 now: datetime = (await (await cursor.execute("SELECT now()")).fetchone())[0]
                 ids = await run_async(connection, statements.reserve_ids(len(specs), schema=self.schema))
                 async with cursor.copy(load("copy_jobs", self.schema)) as copy:

@@ -341,11 +341,13 @@ def _has_input(fd: int) -> bool:
 
 
 def _configure(connection: psycopg.Connection[Any]) -> None:
+    connection.isolation_level = psycopg.IsolationLevel.READ_COMMITTED  # whatever the database's default is
     if is_pooled(connection):
         connection.prepare_threshold = None
 
 
 async def _aconfigure(connection: psycopg.AsyncConnection[Any]) -> None:
+    await connection.set_isolation_level(psycopg.IsolationLevel.READ_COMMITTED)
     if await is_pooled_async(connection):
         connection.prepare_threshold = None
 

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import psycopg
 from alembic import command, context
@@ -18,7 +19,7 @@ from sqlalchemy import Connection, Engine, create_engine
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.pool import NullPool
 
-from pgqueue.connection import translate
+from pgqueue.connection import is_pooled, translate
 from pgqueue.errors import DatabaseUnreachableError, SchemaError
 from pgqueue.sql import qualify
 
@@ -169,6 +170,11 @@ def _connect(engine: Engine) -> Connection:
 
 def _take_lock(connection: Connection, deadline: float) -> None:
     """Session-level, so that it spans the migrations' transactions; gone with the connection."""
+    if is_pooled(cast("psycopg.Connection[Any]", connection.connection.driver_connection)):
+        raise SchemaError(
+            "a pooler stands before PostgreSQL, where the migration's lock would stay behind; "
+            "run pgq migrate with a direct address: --dsn"
+        )
     waiting = False
     while not connection.exec_driver_sql(f"SELECT pg_try_advisory_lock({_LOCK_KEY})").scalar():
         if time.monotonic() > deadline:

@@ -34,7 +34,7 @@ _JOBS_PER_CHILD: Final = 1_000
 def _context() -> multiprocessing.context.ForkServerContext:
     """Children are forked from a clean process that has imported us already: a start takes 20 ms, not a second."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["__main__", "pgqueue.app", "pgqueue.worker.process"])
+    context.set_forkserver_preload(["pgqueue.worker.fork_server", "__main__", "pgqueue.app", "pgqueue.worker.process"])
     return context
 
 
