@@ -18,6 +18,7 @@ import pgqueue
 from pgqueue import errors
 from pgqueue.cli import app
 from pgqueue.cli.errors import exit_code
+from pgqueue.cli.help import told
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,7 +210,7 @@ def _is_argument(parameter: Any) -> bool:
 def _table(parameters: list[Any]) -> Iterator[str]:
     yield "| argument or option | meaning |\n|---|---|\n"
     for parameter in sorted(parameters, key=lambda parameter: not _is_argument(parameter)):
-        yield f"| {_spelling(parameter)} | {_prose_text(parameter.help)}{_default(parameter)} |\n"
+        yield f"| {_spelling(parameter)} | {_prose_text(told(parameter))} |\n"
 
 
 def _spelling(parameter: Any) -> str:
@@ -217,13 +218,6 @@ def _spelling(parameter: Any) -> str:
         return f"`{_argument(parameter)}`"
     value = "" if parameter.is_flag else f" {parameter.metavar or parameter.type.name.upper()}".replace("|", "\\|")
     return ", ".join(f"`{name}{value}`" for name in parameter.opts)
-
-
-def _default(parameter: Any) -> str:
-    value = parameter.default
-    if value is None or isinstance(value, bool) or callable(value) or "efault" in (parameter.help or ""):
-        return ""
-    return f" Default: {value}."
 
 
 def _prose_text(text: str | None) -> str:

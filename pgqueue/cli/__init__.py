@@ -12,6 +12,7 @@ from typer.main import get_command
 
 from pgqueue.cli import db, dead, demo, enqueue, jobs, migrate, queues, stats, worker
 from pgqueue.cli.errors import FAILED, INTERRUPTED, report_usage
+from pgqueue.cli.help import LINE, Group
 from pgqueue.cli.options import Context, DebugOption, DsnOption, JsonOption, SchemaOption
 
 if TYPE_CHECKING:
@@ -21,11 +22,13 @@ __all__ = ["app", "main"]
 
 app = typer.Typer(
     name="pgq",
+    cls=Group,
+    rich_markup_mode=None,  # --help is plain text
     help="pgqueue: a job queue whose only server is PostgreSQL.",
     epilog="With no --dsn, PGQUEUE_DSN or DATABASE_URL, every command uses the PostgreSQL that comes with pgqueue.",
     no_args_is_help=True,
     add_completion=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": LINE},
 )
 
 

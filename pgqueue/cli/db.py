@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from pgqueue.cli.help import Group
 from pgqueue.cli.options import Context, callback, command
 from pgqueue.cli.text import print_json
 
-app = typer.Typer(name="db")
+app = typer.Typer(name="db", cls=Group)
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Do it under other processes that use the server; their connections break.")
 ]

@@ -7,7 +7,8 @@ from typing import Annotated, TextIO
 
 import typer
 
-from pgqueue.cli.jobs import BeforeOption, LimitOption, print_records
+from pgqueue.cli.errors import FAILED, say
+from pgqueue.cli.jobs import BeforeOption, LimitOption, WideOption, print_records
 from pgqueue.cli.options import Context, QueueFilter, TaskFilter, command, make_group
 from pgqueue.cli.text import print_json
 
@@ -23,11 +24,12 @@ def list_dead(
     task: TaskFilter = None,
     limit: LimitOption = 50,
     before: BeforeOption = None,
+    wide: WideOption = False,
 ) -> None:
     """Print the dead letters, the newest id first."""
     with context.client() as client:
         records = client.jobs(queue=queue, task=task, state="dead", before=before, limit=limit)
-    print_records(context, records, empty="no dead letters")
+    print_records(context, records, empty="no dead letters", wide=wide)
 
 
 @command(app)
@@ -66,8 +68,9 @@ def purge(
 
 def confirm(question: str, *, yes: bool) -> None:
     """Ask a person; a script means what it says."""
-    if not yes and stdin().isatty():
-        typer.confirm(question, abort=True, err=True)
+    if not yes and stdin().isatty() and not typer.confirm(question, err=True):
+        say("nothing was deleted")
+        raise typer.Exit(FAILED)
 
 
 def stdin() -> TextIO:

@@ -37,9 +37,10 @@ T = TypeVar("T")
 
 LEASE: Final = timedelta(seconds=3)
 CHECK: Final = timedelta(seconds=1)
-GUESTS: Final = 40  # of each priority
+GUESTS: Final = 12  # of each priority
+CLERK: Final = "clerk"
 NOOPS: Final = 20_000
-_PATIENCE: Final = 20.0  # seconds, for anything that the story waits for
+_PATIENCE: Final = 30.0  # seconds, for anything that the story waits for
 _LOOK: Final = 0.02
 _LATE: Final = 1.0  # seconds: guarantee 9
 _SECOND: Final = 2  # attempt
@@ -89,7 +90,7 @@ def _leave(number: int, _frame: object) -> None:
 
 def _tell(teller: Teller, settings: Settings, end: contextlib.ExitStack, *, show_logs: bool) -> None:
     """The chapters, and behind them the clearing up: workers first, then the schema, then the server (at exit)."""
-    from pgqueue.cli.demo_tasks import app  # noqa: PLC0415
+    from pgqueue.cli.demo_tasks import COUNTER, QUEUES, app  # noqa: PLC0415
 
     settings = _start_server(teller, settings)
     end.callback(_drop, settings)
@@ -99,11 +100,12 @@ def _tell(teller: Teller, settings: Settings, end: contextlib.ExitStack, *, show
     staff = Staff(settings, teller.aside if show_logs else None)
     end.callback(staff.close)
     try:
-        staff.hire("worker-1")
-        staff.hire("worker-2")
+        staff.hire("worker-1", queues=QUEUES)
+        staff.hire("worker-2", queues=QUEUES)
+        staff.hire(CLERK, queues=COUNTER, slots=1)
         ids = _enqueue(teller, app)
         _work(teller, app, staff, ids)
-        ids += _priorities(teller, app)
+        ids += _priorities(teller, app, staff)
         ids += _retry_and_schedule(teller, app)
         ids += _crash(teller, app, staff)
         _conserve(teller, app, ids)
@@ -180,12 +182,9 @@ def _enqueue(teller: Teller, app: App) -> list[int]:
 
 def _work(teller: Teller, app: App, staff: Staff, ids: list[int]) -> None:
     teller.chapter("Two worker processes")
-    _until(
-        "both workers to report",
-        lambda: {worker.name for worker in app.client.workers() if worker.alive} >= {"worker-1", "worker-2"},
-    )
-    for name, member in staff.members.items():
-        teller.say(f"{name} is process {member.process.pid}, with a lease of {LEASE.seconds} s")
+    _reported(app, {"worker-1", "worker-2"})
+    for name in ("worker-1", "worker-2"):
+        teller.say(f"{name} is process {staff.members[name].process.pid}, with a lease of {LEASE.seconds} s")
     records = _finished(app, ids)
     for record in records:
         teller.say(
@@ -197,24 +196,26 @@ def _work(teller: Teller, app: App, staff: Staff, ids: list[int]) -> None:
     )
 
 
-def _priorities(teller: Teller, app: App) -> list[int]:
-    from pgqueue.cli.demo_tasks import serve  # noqa: PLC0415
+def _priorities(teller: Teller, app: App, staff: Staff) -> list[int]:
+    """With one slot, so that the order of starts is the order of claims: slots side by side would blur it."""
+    from pgqueue.cli.demo_tasks import COUNTER, serve  # noqa: PLC0415
 
     teller.chapter("Priorities")
-    app.client.pause("counter")
+    _reported(app, {CLERK})
+    app.client.pause(COUNTER)
     names = ("low", "normal", "high")
     jobs = app.enqueue_many_sync(serve.options(priority=name).job(guest=name) for name in names for _ in range(GUESTS))
-    teller.say(f"queue paused; {GUESTS} low, then {GUESTS} normal, then {GUESTS} high enqueued; queue resumed")
-    app.client.resume("counter")
-    records = _finished(app, [job.id for job in jobs])
-    in_order = True
-    for worker in sorted({str(record.worker) for record in records}):
-        served = sorted((one for one in records if one.worker == worker), key=_began)
-        guests = ", ".join(f"{len(list(group))} {guest}" for guest, group in groupby(one.result[0] for one in served))
-        teller.say(f"{worker} started {guests}")
-        priorities = [one.priority for one in served]
-        in_order &= priorities == sorted(priorities)
-    teller.check("each worker started high before normal before low", in_order)
+    teller.say(f"queue {COUNTER!r} has one worker with one slot, and is paused")
+    teller.say(f"{GUESTS} low, then {GUESTS} normal, then {GUESTS} high enqueued; queue resumed")
+    app.client.resume(COUNTER)
+    served = sorted(_finished(app, [job.id for job in jobs]), key=_began)
+    order = [(guest, len(list(group))) for guest, group in groupby(one.result[0] for one in served)]
+    teller.say(f"{CLERK} started {', then '.join(f'{count} {guest}' for guest, count in order)}")
+    teller.check(
+        "every high started before every normal, and every normal before every low",
+        order == [(name, GUESTS) for name in reversed(names)],
+    )
+    staff.dismiss(CLERK)
     return [job.id for job in jobs]
 
 
@@ -248,7 +249,7 @@ def _retry_and_schedule(teller: Teller, app: App) -> list[int]:
 
 
 def _crash(teller: Teller, app: App, staff: Staff) -> list[int]:
-    from pgqueue.cli.demo_tasks import report  # noqa: PLC0415
+    from pgqueue.cli.demo_tasks import QUEUES, report  # noqa: PLC0415
 
     teller.chapter("kill -9")
     job = report.enqueue_sync(seconds=2.5)
@@ -264,7 +265,7 @@ def _crash(teller: Teller, app: App, staff: Staff) -> list[int]:
         raise StoryError(f"job {job.id} holds no lease after its worker was killed: it is {held.state}")
     left = (held.lease_until - datetime.now(UTC)).total_seconds()
     teller.say(f"the row still says {held.state}: its lease has {left:.1f} s to go; nobody may touch it before")
-    staff.hire("worker-3")
+    staff.hire("worker-3", queues=QUEUES)
     again = _until(
         "the recovery", lambda: _when(app.client.get(job.id), lambda record: record.worker not in {None, victim})
     )
@@ -304,6 +305,7 @@ def _drain(teller: Teller, app: App, staff: Staff) -> None:
     from pgqueue.cli.demo_tasks import noop  # noqa: PLC0415
 
     teller.chapter("Speed")
+    _reported(app, set(staff.alive))
     app.client.pause("fast")
     spec = noop.job()
     begin = time.monotonic()
@@ -341,6 +343,13 @@ def _exists(app: App, job_id: int) -> bool:
     except JobNotFoundError:
         return False
     return True
+
+
+def _reported(app: App, names: set[str]) -> None:
+    _until(
+        f"{', '.join(sorted(names))} to report",
+        lambda: names <= {worker.name for worker in app.client.workers() if worker.alive},
+    )
 
 
 def _when(value: T, holds: Callable[[T], bool]) -> T | None:
@@ -438,7 +447,7 @@ class Staff:
         """Who works."""
         return [name for name, member in self.members.items() if member.process.poll() is None]
 
-    def hire(self, name: str) -> None:
+    def hire(self, name: str, *, queues: str, slots: int = 50) -> None:
         """Start a worker; in a session of its own, so that Ctrl-C reaches it through us."""
         from pgqueue.worker.supervisor import die_with_parent  # noqa: PLC0415
 
@@ -450,6 +459,8 @@ class Staff:
                 "worker",
                 "--app=pgqueue.cli.demo_tasks",
                 f"--name={name}",
+                f"--queues={queues}",
+                f"--slots={slots}",
                 f"--lease={LEASE.seconds}s",
             ],
             env=self._environment,
@@ -472,9 +483,9 @@ class Staff:
         process.wait()
         return process.pid
 
-    def dismiss(self) -> dict[str, int]:
-        """SIGTERM to all who are left; answers how each ended."""
-        alive = self.alive
+    def dismiss(self, *names: str) -> dict[str, int]:
+        """SIGTERM to these, else to all who are left; answers how each ended."""
+        alive = [name for name in self.alive if not names or name in names]
         for name in alive:
             self.members[name].process.terminate()
         return {name: self.members[name].process.wait(_PATIENCE) for name in alive}

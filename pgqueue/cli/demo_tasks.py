@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import time
+from typing import Final
 
 from pgqueue.app import App
 from pgqueue.handle import current_job
+
+COUNTER: Final = "counter"
+QUEUES: Final = "default,reports,fast"  # all but the counter, which has a worker of its own
 
 app = App()
 
@@ -17,11 +21,11 @@ async def greet(name: str) -> str:
     return f"hello {name}"
 
 
-@app.task(name="serve", queue="counter")
+@app.task(name="serve", queue=COUNTER)
 async def serve(guest: str) -> tuple[str, int]:
     """Take a moment; answer when it began, by this machine's clock."""
     begin = time.monotonic_ns()
-    await asyncio.sleep(0.05)
+    await asyncio.sleep(0.02)
     return guest, begin
 
 

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
+from difflib import get_close_matches
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final
 
 import typer
 
+from pgqueue.cli.help import Command, did_you_mean
 from pgqueue.cli.options import AppOption, Context, command, ready
+from pgqueue.cli.serving import nobody_serves, note
 from pgqueue.cli.text import print_json
 
 if TYPE_CHECKING:
@@ -21,6 +26,7 @@ if TYPE_CHECKING:
     from pgqueue.job import JobSpec
 
 DEFAULT_TASK: Final = "echo"
+_EXAMPLE: Final = """--payload '{"a": 1}'"""
 _BATCH_JOBS: Final = 1_000
 _BATCH_BYTES: Final = 4 * 1024 * 1024
 _LONGEST_LINE: Final = 4 * 1024 * 1024
@@ -31,9 +37,22 @@ _FIELDS: Final = frozenset(
 )
 
 
+class EnqueueCommand(Command):
+    """Knows what people write when they mean ``--payload``."""
+
+    def refuse(self, ctx: Any, words: list[str]) -> None:
+        """Most often: the payload without its option, or JSON that the shell took apart."""
+        task, payload = ctx.params.get("task"), ctx.params.get("payload")
+        if payload is not None:
+            ctx.fail(f"unexpected {' '.join(words)!r} after --payload; quote the JSON as one word: {_EXAMPLE}")
+        if task is not None and (len(words) == 1 or words[0].startswith(("{", "["))):
+            ctx.fail(f"a payload goes with its option: pgq enqueue {quote(task)} --payload {quote(' '.join(words))}")
+        super().refuse(ctx, words)
+
+
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app)(enqueue)
+    command(app, kind=EnqueueCommand)(enqueue)
 
 
 def enqueue(
@@ -86,6 +105,9 @@ def enqueue(
     ] = None,
     count: Annotated[int | None, typer.Option(min=1, metavar="N", help="Enqueue it N times, all or none.")] = None,
     app: AppOption = None,
+    quiet: Annotated[
+        bool, typer.Option("--quiet", help="On a terminal, show no progress bar and no note about a queue unserved.")
+    ] = False,
 ) -> None:
     """Enqueue a job and print its id, or several and print an id per line.
 
@@ -93,6 +115,10 @@ def enqueue(
     """
     from pgqueue.errors import InvalidJobError  # noqa: PLC0415
 
+    if task is not None and task.lstrip().startswith(("{", "[")):
+        raise InvalidJobError(
+            f"TASK {task!r} looks like a payload, which goes with its option: pgq enqueue --payload {quote(task)}"
+        )
     if task == "-" and payload is None:  # `… | pgq enqueue -`
         task, payload = None, "-"
     if file is not None and (payload is not None or count is not None):
@@ -103,21 +129,25 @@ def enqueue(
     }  # fmt: skip
     own = _import(context, app)
     make = _maker(own, {name: value for name, value in options.items() if value is not None})
+    quiet = quiet or context.json
     if file is None:
-        spec = make(DEFAULT_TASK if task is None else task, _stdin() if payload == "-" else payload, {})
+        with _quoting_explained(payload):
+            spec = make(DEFAULT_TASK if task is None else task, _stdin() if payload == "-" else payload, {})
         total = count or 1
-        with _bar(total, long=total >= _LONG_COUNT) as advance:
-            ids = _enqueue(context, own, _repeat(spec, total, advance))
+        with _bar(total, long=total >= _LONG_COUNT and not quiet) as advance:
+            ids, hint = _enqueue(context, own, _repeat(spec, total, advance), quiet=quiet)
     else:
         with (
             _opened(file) as lines,
-            _bar(_size(lines), long=_size(lines) is None or (_size(lines) or 0) >= _LONG_FILE) as advance,
+            _bar(_size(lines), long=not quiet and (_size(lines) or _LONG_FILE) >= _LONG_FILE) as advance,
         ):
-            ids = _enqueue(context, own, _read(lines, task, make, advance))
+            ids, hint = _enqueue(context, own, _read(lines, task, make, advance), quiet=quiet)
     if context.json:
         print_json({"job_id": ids[0]} if file is None and count is None else {"job_ids": ids})
     elif ids:
         typer.echo("\n".join(map(str, ids)))
+    if hint is not None:
+        note(hint)
 
 
 def _import(context: Context, app: str | None) -> App | None:
@@ -132,6 +162,7 @@ def _import(context: Context, app: str | None) -> App | None:
 
 def _maker(own: App | None, defaults: dict[str, Any]) -> Callable[[str, str | bytes | None, dict[str, Any]], JobSpec]:
     """How a job is made of a task's name, a payload as text, and a line's own options."""
+    from pgqueue.errors import InvalidJobError, UnknownTaskError  # noqa: PLC0415
     from pgqueue.job import JobSpec, parse_payload  # noqa: PLC0415
 
     def make(task: str, payload: str | bytes | None, options: dict[str, Any]) -> JobSpec:
@@ -141,31 +172,69 @@ def _maker(own: App | None, defaults: dict[str, Any]) -> Callable[[str, str | by
         text = "{}" if payload is None else parse_payload(payload)
         if own is None:
             return replace(JobSpec.make(task, **options), payload=text)
-        known = own.get_task(task)
+        try:
+            known = own.get_task(task)
+        except UnknownTaskError:
+            close = did_you_mean(get_close_matches(task, own.tasks, n=1))
+            there = "" if close else f"; there is: {', '.join(sorted(own.tasks)) or 'no task'}"
+            raise InvalidJobError(f"task {task!r} is not registered in this app{close or there}") from None
         known.arguments.load(text)
         return replace(known.spec, payload=text).changed(**options)
 
     return make
 
 
-def _enqueue(context: Context, own: App | None, specs: Iterator[JobSpec]) -> list[int]:
-    """In one transaction, so that a bad line leaves nothing. The first job is made before any server is asked."""
+@contextmanager
+def _quoting_explained(payload: str | None) -> Iterator[None]:
+    """JSON on a command line is broken by the shell more often than by its author."""
+    from pgqueue.errors import InvalidPayloadError  # noqa: PLC0415
+
+    try:
+        yield
+    except InvalidPayloadError as error:
+        if payload in {None, "-"} or "is not JSON" not in str(error):
+            raise
+        text = str(payload).strip()
+        if text.startswith(("{", "[", "'", '"')):
+            raise InvalidPayloadError(f"{error}; in the shell, put it in single quotes: {_EXAMPLE}") from None
+        raise InvalidPayloadError(f"{error}; for a text, write: --payload {quote(json.dumps(text))}") from None
+
+
+def _enqueue(
+    context: Context, own: App | None, specs: Iterator[JobSpec], *, quiet: bool
+) -> tuple[list[int], str | None]:
+    """In one transaction, so that a bad line leaves nothing. The first job is made before any server is asked.
+
+    Answers the ids, and what a person should know about their queues.
+    """
     from pgqueue.app import App  # noqa: PLC0415
 
     first = next(specs, None)
     if first is None:
-        return []
+        return [], None
     app = App(settings=ready(context.settings())) if own is None else own
     if own is not None:
         own.configure(ready(own.settings))
     ids: list[int] = []
+    queues: dict[str, None] = {}
     try:
         with app.database.connection() as connection, connection.transaction():
             for batch in _batches(first, specs):
                 ids += app.client.enqueue_many(batch, connection=connection)
+                queues |= dict.fromkeys(spec.queue for spec in batch)
+        return ids, None if quiet or not sys.stderr.isatty() else _unserved(app, queues)
     finally:
         app.close()
-    return ids
+
+
+def _unserved(app: App, queues: Iterable[str]) -> str | None:
+    """A hint and no more: whatever goes wrong here, the jobs are committed."""
+    from pgqueue.errors import PgqueueError  # noqa: PLC0415
+
+    try:
+        return nobody_serves(queues, app.client.workers())
+    except PgqueueError:  # a role that may enqueue and no more
+        return None
 
 
 def _batches(first: JobSpec, rest: Iterable[JobSpec]) -> Iterator[list[JobSpec]]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
-from pgqueue.cli.text import one_line
+from pgqueue.cli.help import did_you_mean
+from pgqueue.cli.text import one_line, styled
 from pgqueue.errors import (
     DatabaseUnreachableError,
     EmbeddedServerError,
@@ -29,6 +32,8 @@ USAGE: Final = 2
 UNREACHABLE: Final = 3
 SCHEMA: Final = 4
 INTERRUPTED: Final = 130
+
+_LIBPQ_ASKS: Final = re.compile(r"\s*Is the server running[^?]*\?")
 
 _CODES: Final = (
     ((InvalidJobError, SettingsError, UnknownTaskError), USAGE),
@@ -65,21 +70,30 @@ def report_usage(error: Exception) -> int:
         error.show()  # type: ignore[attr-defined]
         return USAGE
     ctx = getattr(error, "ctx", None)
-    say(f"{message().rstrip('.')}; see: {ctx.command_path if ctx else 'pgq'} --help")
+    text = _option_that_is_none(error, ctx) or message().rstrip(".")
+    see = f"{ctx.command_path if ctx else 'pgq'} --help"
+    say(f"{text[0].lower()}{text[1:]}{' See' if text.endswith('?') else '; see'}: {see}")
     return USAGE
+
+
+def _option_that_is_none(error: Exception, ctx: Any) -> str | None:
+    if type(error).__name__ != "NoSuchOption" or ctx is None:
+        return None
+    name = str(getattr(error, "option_name", ""))
+    known = [spelling for parameter in ctx.command.get_params(ctx) for spelling in parameter.opts]
+    return f"no option {name}{did_you_mean(get_close_matches(name, known, n=1))}"
 
 
 def say(message: str) -> None:
     """One line on stderr, its first word in red on a terminal."""
-    line = one_line(message)
-    typer.secho("error: ", fg="red", bold=True, nl=False, err=True)
-    typer.echo(line, err=True)
+    typer.echo(styled("error: ", fg="red", bold=True) + one_line(message), err=True)
     sys.stderr.flush()
 
 
 def _line(error: Exception) -> str:
     message = str(error) or type(error).__name__
     if isinstance(error, DatabaseUnreachableError):
+        message = _LIBPQ_ASKS.sub("", message)
         return f"{message}; is the server up, and are --dsn, PGQUEUE_DSN or DATABASE_URL right?"
     if isinstance(error, EmbeddedServerError):
         return f"{message}; or name a server of your own with --dsn or PGQUEUE_DSN"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from pgqueue.cli.errors import FAILED
 from pgqueue.cli.options import Context, JobIdArgument, QueueFilter, TaskFilter, command, make_group
-from pgqueue.cli.text import clean, compact, print_json, print_table, show
+from pgqueue.cli.serving import why_waiting
+from pgqueue.cli.text import ago, clean, compact, one_line, print_json, print_table, show, span
 
 if TYPE_CHECKING:
     from pgqueue.job import JobRecord
@@ -25,11 +27,22 @@ BeforeOption = Annotated[
 ]
 
 
+WideOption = Annotated[
+    bool, typer.Option("--wide", "-w", help="Print all columns: priority, times, worker, payload and last error.")
+]
+_NARROW: Final = ("id", "queue", "task", "state", "when", "attempt", "payload or error")
+_WIDE: Final = (
+    "id", "queue", "task", "state", "attempt", "priority", "created", "run at", "started", "finished", "worker",
+    "payload", "last error",
+)  # fmt: skip
+
+
 @command(app, "show")
 def show_job(context: Context, job_id: JobIdArgument) -> None:
     """Print everything about one job: state, times, progress, result, and the errors of its attempts."""
     with context.client() as client:
         record = client.get(job_id)
+        waits = None if context.json else why_waiting(record, client)
     if context.json:
         print_json(record.as_dict())
         return
@@ -43,6 +56,8 @@ def show_job(context: Context, job_id: JobIdArgument) -> None:
                 else show(getattr(record, name))
             )
             typer.echo(f"{name:<16} {shown}")
+            if name == "state" and waits is not None:
+                typer.echo(f"{'waits':<16} {one_line(waits)}")
     for error in errors:
         typer.echo(f"attempt {show(error.get('attempt'))} failed at {show(error.get('at'))}: {_told(error)}")
         if error.get("traceback"):
@@ -63,11 +78,12 @@ def list_jobs(
     ] = None,
     limit: LimitOption = 50,
     before: BeforeOption = None,
+    wide: WideOption = False,
 ) -> None:
     """Print jobs, the newest first."""
     with context.client() as client:
         records = client.jobs(queue=queue, task=task, state=state, before=before, limit=limit)
-    print_records(context, records, empty="no such jobs")
+    print_records(context, records, empty="no such jobs", wide=wide)
 
 
 @command(app)
@@ -93,7 +109,7 @@ def wait(
 ) -> None:
     """Wait until a job has ended and print its result; exits with 1 if it is dead, cancelled, or not done in time."""
     from pgqueue.durations import parse_duration  # noqa: PLC0415
-    from pgqueue.errors import JobFailedError  # noqa: PLC0415
+    from pgqueue.errors import JobFailedError, ResultTimeoutError  # noqa: PLC0415
 
     patience = None if timeout is None else parse_duration(timeout, "timeout")
     with context.app() as own:
@@ -102,6 +118,13 @@ def wait(
         except JobFailedError:
             if not context.json:
                 raise
+        except ResultTimeoutError as error:
+            record = own.client.get(job_id)
+            waits = why_waiting(record, own.client)
+            raise ResultTimeoutError(
+                f"job {job_id} has not finished within {show(patience)}: it is {record.state}"
+                f"{'' if waits is None else f', and waits {waits}'}"
+            ) from error
         record = own.client.get(job_id)
     if context.json:
         print_json({"job_id": record.id, "state": record.state, "result": record.result, "errors": record.errors})
@@ -111,25 +134,43 @@ def wait(
         raise typer.Exit(FAILED)
 
 
-def print_records(context: Context, records: list[JobRecord], *, empty: str) -> None:
+def print_records(context: Context, records: list[JobRecord], *, empty: str, wide: bool) -> None:
     """Jobs as a table, or as a JSON list."""
     if context.json:
         print_json([record.as_dict() for record in records])
-        return
-    columns = ("id", "queue", "task", "state", "prio", "attempt", "run at", "finished", "payload", "last error")
-    print_table(columns, [_row(record) for record in records], empty=empty)
+    elif wide:
+        print_table(_WIDE, [_wide_row(record) for record in records], empty=empty)
+    else:
+        print_table(_NARROW, [_row(record) for record in records], empty=empty, cut_last=True)
 
 
 def _row(record: JobRecord) -> tuple[Any, ...]:
-    error = _told(record.errors[-1]) if record.errors else None
     return (
-        record.id, record.queue, record.task, record.state, record.priority, f"{record.attempt}/{record.max_attempts}",
-        record.run_at, record.finished_at, compact(record.payload), error,
+        record.id, record.queue, record.task, record.state, _when(record), f"{record.attempt}/{record.max_attempts}",
+        _told(record.errors[-1], 60) if record.errors and record.state != "completed" else compact(record.payload),
     )  # fmt: skip
 
 
-def _told(error: dict[str, Any]) -> str:
-    return show(f"{error.get('type')}: {error.get('message')}")[:200]
+def _wide_row(record: JobRecord) -> tuple[Any, ...]:
+    return (
+        record.id, record.queue, record.task, record.state, f"{record.attempt}/{record.max_attempts}", record.priority,
+        record.created_at, record.run_at, record.started_at, record.finished_at, record.worker,
+        compact(record.payload), _told(record.errors[-1]) if record.errors else None,
+    )  # fmt: skip
+
+
+def _when(record: JobRecord) -> str:
+    """Goes on where the state ends: completed 3m ago, running for 4s, scheduled in 5m, available for 2s."""
+    if record.finished_at is not None:
+        return ago(record.finished_at)
+    since = record.started_at if record.state == "running" and record.started_at is not None else record.run_at
+    passed = (datetime.now(UTC) - since).total_seconds()
+    return f"in {span(-passed)}" if passed < 0 else f"for {span(passed)}"
+
+
+def _told(error: dict[str, Any], longest: int = 200) -> str:
+    text = show(f"{error.get('type')}: {error.get('message')}")
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
 
 
 def _each(context: Context, job_ids: list[int], verb: str) -> None:

@@ -34,10 +34,12 @@ def migrate(
     ] = False,
 ) -> None:
     """Create the schema, or bring it to the version of this pgqueue. Running it twice, or two at once, is harmless."""
+    from pgqueue.errors import SettingsError  # noqa: PLC0415
+
     if sql and check:
-        raise typer.BadParameter("say --sql or --check, not both")
+        raise SettingsError("say --sql or --check, not both")
     if check and to != "head":
-        raise typer.BadParameter("say --check or --to, not both")
+        raise SettingsError("say --check or --to, not both")
     if sql:
         _print_sql(context, to)
     elif check:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
 from pgqueue.cli.dead import confirm
+from pgqueue.cli.help import LINE
 from pgqueue.cli.options import Context, QueueArgument, command, make_group
-from pgqueue.cli.text import print_json, print_table
+from pgqueue.cli.serving import count_servers
+from pgqueue.cli.text import print_json, print_table, show, span
 from pgqueue.durations import format_duration
 
 if TYPE_CHECKING:
-    from pgqueue.statements import QueueStats
+    from pgqueue.statements import QueueStats, WorkerRecord
+
+COUNTED: Final = ("available", "scheduled", "retrying", "running", "completed", "dead", "cancelled")
 
 app = make_group("queue", "Queues: what waits in each; pause, resume and purge one; how long ended jobs are kept.")
 
@@ -23,10 +29,11 @@ def list_queues(context: Context) -> None:
     """Print every queue with what waits, runs and has ended in it."""
     with context.client() as client:
         queues = client.queues()
+        workers = [] if context.json else client.workers()
     if context.json:
         print_json([asdict(queue) for queue in queues])
     else:
-        print_queues(queues)
+        print_queues(queues, workers)
 
 
 @command(app)
@@ -71,7 +78,7 @@ def retention(
     from pgqueue.errors import InvalidJobError  # noqa: PLC0415
 
     if state is not None and keep is None:
-        raise InvalidJobError("say how long, too: pgq queue retention completed 7d")
+        raise InvalidJobError(f"say how long, too: pgq queue retention {state} 7d")
     with context.client() as client:
         if state is not None and keep is not None:
             client.set_retention(state, keep)
@@ -82,21 +89,25 @@ def retention(
         print_table(("outcome", "kept"), list(kept.items()), empty="no outcomes")
 
 
-def print_queues(queues: list[QueueStats]) -> None:
-    """The queues as a table."""
-    columns = (
-        "queue",
-        "paused",
-        "available",
-        "scheduled",
-        "retrying",
-        "running",
-        "completed",
-        "dead",
-        "cancelled",
-        "oldest ready (s)",
-    )
-    print_table(columns, [tuple(asdict(queue).values()) for queue in queues], empty="no queues yet")
+def print_queues(queues: list[QueueStats], workers: list[WorkerRecord]) -> None:
+    """The queues as a table, with how many workers serve each; ``due for``: age of the oldest job that could run.
+
+    On a narrow terminal, a state that no queue has a job in is left out.
+    """
+    served = count_servers(workers)
+    roomy = not sys.stdout.isatty() or get_terminal_size().columns >= LINE
+    states = [state for state in COUNTED if roomy or any(getattr(queue, state) for queue in queues)]
+    columns = (*states, "due for", "workers")
+    rows = [
+        (
+            queue.queue,
+            *(getattr(queue, state) for state in states),
+            span(queue.oldest_ready_seconds) if queue.oldest_ready_seconds else "-",
+            "paused" if queue.paused else show(served.get(queue.queue) or "none"),
+        )
+        for queue in queues
+    ]
+    print_table(("queue", *columns), rows, empty="no queues yet")
 
 
 def _tell(context: Context, queue: str, *, paused: bool, changed: bool) -> None:

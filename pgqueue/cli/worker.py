@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 _SLOWEST_TRY: Final = 30.0  # seconds
 _MOST_PROCESSES: Final = 256
+_MOST_NAMED: Final = 6
 
 
 def register(app: typer.Typer) -> None:
@@ -92,6 +93,7 @@ def worker(
 
     Without --app it runs the built-in tasks echo, sleep and fail. Exits with 0 when all that ran was finished in order.
     """
+    from pgqueue.durations import parse_duration  # noqa: PLC0415
     from pgqueue.errors import SettingsError  # noqa: PLC0415
     from pgqueue.logs import configure_logging  # noqa: PLC0415
 
@@ -99,6 +101,9 @@ def worker(
         raise SettingsError("say --app or --exec, not both: a command runs the jobs of every task")
     if exec_ is not None and not exec_.strip():
         raise SettingsError("--exec needs a command")
+    for flag, text in (("--lease", lease), ("--poll", poll), ("--shutdown-timeout", shutdown_timeout)):
+        if text is not None:
+            parse_duration(text, flag)
     given = {
         "slots": slots, "lease_duration": lease, "poll_interval": poll, "shutdown_timeout": shutdown_timeout,
         "log_format": log_format or ("json" if context.json else None),
@@ -110,7 +115,17 @@ def worker(
     if processes > 1:
         _supervise(context, settings, processes, _words(app, queues, exec_, name, given))
     own.configure(settings)
+    log.info("%s", _served(own, exec_))
     raise typer.Exit(_run(_make(own, chosen, exec_, name)))
+
+
+def _served(own: App, exec_: str | None) -> str:
+    """What the log says next to the worker's own line about its queues."""
+    if exec_ is not None:
+        return f"every task runs the command: {exec_}"
+    names = sorted(own.tasks)
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{len(names)} task{'s' * (len(names) != 1)}: {', '.join(names[:_MOST_NAMED])}{more}"
 
 
 def _make(own: App, queues: list[str] | None, exec_: str | None, name: str | None) -> Worker:

@@ -65,6 +65,17 @@ def pgq(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @pytest.fixture
+def terminal(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """`terminal("stderr", columns=100)`: what is written there seems to go to a terminal."""
+
+    def pretend(stream: str, columns: int = 100) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setattr(getattr(sys, stream), "isatty", lambda: True, raising=False)
+
+    return pretend
+
+
+@pytest.fixture
 def queue(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
     """A client of a fresh queue, which PGQUEUE_DSN names, too."""
     monkeypatch.setenv("PGQUEUE_DSN", dsn)

@@ -45,6 +45,7 @@ def test_the_story_holds_and_leaves_nothing(empty_dsn, spawn, end):
     assert told["measured"]["drained_per_second"] > 0
     assert "ROLLBACK" in answer.err
     assert "kill -9" in answer.err
+    assert "clerk started 12 high, then 12 normal, then 12 low" in answer.err
     assert "\x1b" not in answer.err
     assert schemas(empty_dsn) == []
     assert family("PGQUEUE_SCHEMA=pgqueue_demo_") == []

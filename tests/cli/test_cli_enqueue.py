@@ -205,6 +205,15 @@ def test_with_an_app_the_task_and_its_payload_are_checked(argv, shop, queue, pgq
     assert queue.jobs() == []
 
 
+def test_with_an_app_a_misspelt_task_is_answered_with_what_was_meant(shop, queue, pgq):
+    assert (
+        "task 'mial' is not registered in this app; did you mean mail?" in pgq("enqueue", "mial", "--app", shop).error
+    )
+    assert "; there is: mail" in pgq("enqueue", "zzz", "--app", shop).error
+    lines = '{"task": "mail", "payload": {"to": "a"}}\n{"task": "mial"}\n'
+    assert "line 2: task 'mial'" in pgq("enqueue", "--file", "-", "--app", shop, stdin=lines).error
+
+
 def test_long_input_shows_a_bar_on_a_terminal_only(queue, pgq, monkeypatch):
     assert pgq("enqueue", "--count", 6000).err == ""
     monkeypatch.setattr(module, "_LONG_COUNT", 10)

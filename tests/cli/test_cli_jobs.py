@@ -73,6 +73,38 @@ def test_a_list_in_a_pipe_is_not_cut(queue, pgq):
     assert "q" * 128 in out
 
 
+def test_a_list_is_readable_in_100_columns(queue, pgq, work_off, terminal):
+    for name in ("mail.send_welcome", "echo"):
+        queue.enqueue(JobSpec.make(name, {"text": "x" * 500}, queue="notifications", delay="90m"))
+    queue.enqueue(fails({"message": "the bank did not answer\n" * 20}))
+    queue.enqueue(JobSpec.make("echo"))
+    work_off()
+    piped = pgq("job", "list").out
+    terminal("stdout", columns=100)
+    out = pgq("job", "list").out
+    lines = [line.replace("\x1b[1m", "").replace("\x1b[0m", "") for line in out.splitlines()]
+    assert len(lines) == 5, out
+    assert max(map(len, lines)) <= 100
+    assert max(map(len, piped.splitlines())) <= 130
+    echo, dead, _, later = (line.split() for line in lines[1:])
+    assert (echo[1:4], echo[5]) == (["default", "echo", "completed"], "ago")
+    assert "FailedOnPurposeError:" in dead
+    assert "…" in lines[2]
+    assert later[3:6] in (["scheduled", "in", "1h30m"], ["scheduled", "in", "1h29m"])
+
+
+def test_wide_shows_priority_times_worker_payload_and_last_error(queue, pgq, work_off):
+    queue.enqueue(fails({"message": "no luck"}, priority=3))
+    work_off()
+    for argv in (["job", "list", "--wide"], ["dead", "list", "-w"]):
+        header, row = pgq(*argv).out.splitlines()
+        for column in ("priority", "created", "run at", "started", "finished", "worker", "payload", "last error"):
+            assert column in header
+        assert '{"message":"no luck"}' in row
+        assert "FailedOnPurposeError: no luck" in row
+        assert row.count("Z  ") == 4
+
+
 def test_cancel_takes_several_jobs_back(queue, pgq):
     first, second = (queue.enqueue(JobSpec.make("t")) for _ in range(2))
     assert pgq("job", "cancel", first, second).out == f"{first} cancelled\n{second} cancelled\n"
@@ -210,11 +242,16 @@ def test_a_purge_asks_a_person_first(argv, queue, pgq, monkeypatch):
 
     monkeypatch.setattr("pgqueue.cli.dead.stdin", Terminal)
     asked = []
-    monkeypatch.setattr("typer.confirm", lambda question, **_options: asked.append(question))
-    assert pgq(*argv, "--yes").code == 0
-    assert asked == []
+    answers = iter((False, True))
+    monkeypatch.setattr("typer.confirm", lambda question, **_options: asked.append(question) or next(answers))
+    job = queue.jobs()[0].id
+    declined = pgq(*argv)
+    assert (declined.code, declined.error) == (1, "nothing was deleted")
+    assert queue.get(job).state == "available"
     assert pgq(*argv).code == 0
-    assert len(asked) == 1
+    assert len(asked) == 2
+    assert pgq(*argv, "--yes").code == 0
+    assert len(asked) == 2
 
 
 def test_retention_is_shown_and_set(queue, pgq):

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import pytest
 
+import pgqueue
 from pgqueue import JobSpec
+from pgqueue.cli.worker import _served
 
 FAST = ("--poll", "50ms")
 
@@ -54,6 +56,7 @@ def test_a_worker_runs_the_built_in_tasks_and_stops_in_order(queue, spawn, end, 
     answer = end(worker)
     assert answer.code == 0, answer.err
     assert answer.out == ""
+    assert "3 tasks: echo, fail, sleep" in answer.err
     assert pgq("workers", "--json").json == []
 
 
@@ -261,3 +264,11 @@ def _lives(pid):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_the_log_names_the_tasks_that_are_served():
+    app = pgqueue.App(dsn="dbname=nowhere")
+    for letter in "hgfedcba":
+        app.task(name=letter)(lambda: None)
+    assert _served(app, None) == "8 tasks: a, b, c, d, e, f and 2 more"
+    assert _served(app, "cat") == "every task runs the command: cat"
