@@ -11,7 +11,7 @@ import orjson
 
 from pgqueue import statements
 from pgqueue.connection import run, run_async
-from pgqueue.durations import Duration, parse_duration
+from pgqueue.durations import format_duration, Duration, parse_duration
 from pgqueue.errors import InvalidJobError, JobFailedError, LeaseLostError, PgqueueError, ResultTimeoutError
 from pgqueue.outcome import completed, dump_result
 from pgqueue.run import Run, current_run
@@ -78,7 +78,7 @@ class Job:
             if record.finished:
                 return _result_of(record)
             await asyncio.sleep(pause)
-        raise ResultTimeoutError(f"job {self.id} has not finished within {timeout}")
+        raise ResultTimeoutError(f"job {self.id} has not finished within {_length(timeout)}")
 
     def refresh_sync(self) -> JobRecord:
         """See :meth:`refresh`."""
@@ -99,7 +99,7 @@ class Job:
             if record.finished:
                 return _result_of(record)
             time.sleep(pause)
-        raise ResultTimeoutError(f"job {self.id} has not finished within {timeout}")
+        raise ResultTimeoutError(f"job {self.id} has not finished within {_length(timeout)}")
 
     def _looks(self, timeout: Duration | None) -> Iterator[float]:
         """The pauses between looks: short at first, then half a second; ends when the time is over."""
@@ -243,6 +243,10 @@ def current_job() -> Job:
     if run is None:
         raise PgqueueError("no job is running here; current_job() is for handlers")
     return Job(run.id, run.app, run)
+
+
+def _length(timeout: Duration | None) -> str:
+    return format_duration(parse_duration(timeout or 0, "timeout"))
 
 
 def _result_of(record: JobRecord) -> Any:
