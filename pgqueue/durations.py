@@ -70,7 +70,7 @@ def format_duration(value: timedelta) -> str:
     if seconds < 1:
         return f"{round(seconds * 1000)}ms"
     if seconds < 60:  # noqa: PLR2004
-        return f"{seconds:.3g}s"
+        return f"{seconds:g}s"
     parts, rest = [], round(seconds)
     for unit, size in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
         count, rest = divmod(rest, size)

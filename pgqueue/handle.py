@@ -11,7 +11,7 @@ import orjson
 
 from pgqueue import statements
 from pgqueue.connection import run, run_async
-from pgqueue.durations import format_duration, Duration, parse_duration
+from pgqueue.durations import Duration, format_duration, parse_duration
 from pgqueue.errors import InvalidJobError, JobFailedError, LeaseLostError, PgqueueError, ResultTimeoutError
 from pgqueue.outcome import completed, dump_result
 from pgqueue.run import Run, current_run

@@ -39,7 +39,7 @@ def story(run: Run, outcome: Outcome) -> tuple[int, str]:
     if outcome.error:
         error = orjson.loads(outcome.error)
         why = f": {error['type']}: {error['message']}"
-    wait = format_duration(timedelta(seconds=outcome.delay))
+    wait = format_duration(timedelta(seconds=float(f"{outcome.delay:.3g}")))
     match outcome.verdict:
         case "retry":
             return logging.WARNING, f"failed, again in {wait}{why}"
