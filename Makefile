@@ -3,7 +3,6 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# A test with real processes may lose a race on a crowded machine: it is run once more, and the summary counts that.
 TEST_WORKERS ?= 3
 
 .DEFAULT_GOAL := help
@@ -27,7 +26,7 @@ demo: $(STAMP) ## The whole story on the embedded PostgreSQL: enqueue, work, kil
 	@$(BIN)/pgq demo
 
 test: $(STAMP) ## All tests, against a real PostgreSQL (PGQUEUE_TEST_DSN, else Docker, else the embedded one)
-	@$(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal --reruns 1 --cov --cov-report=term --cov-fail-under=93
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal --cov --cov-report=term --cov-fail-under=93
 
 check: $(STAMP) ## Linters, formatter, type checker, import rules, docs
 	@$(BIN)/ruff check .

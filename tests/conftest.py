@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,8 @@ HOST = pytest.StashKey[Host]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # a shell's background job: what we start would be deaf, too
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         config.stash[HOST] = Host()
 
@@ -85,11 +88,17 @@ def private_server(run_folder: Path) -> Iterator[PrivateServers]:
 
 
 @pytest.fixture(autouse=True)
-def clean_environment(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def clean_environment(
+    request: pytest.FixtureRequest, run_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Path]:
     """No setting of the outer environment reaches a test, and no test reaches a user's own server.
 
-    `PGQUEUE_PG_BIN` stays: it says which PostgreSQL the run is about.
+    `PGQUEUE_PG_BIN` stays: it says which PostgreSQL the run is about. Coverage follows a test into the processes that
+    it starts, which makes each of them half as dear again; into those of a `slow` test only if it is `measured`, too.
     """
+    node = request.node
+    if node.get_closest_marker("slow") is not None and node.get_closest_marker("measured") is None:
+        monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
     for name in list(os.environ):
         if name == "DATABASE_URL" or (name.startswith("PGQUEUE_") and name != "PGQUEUE_PG_BIN"):
             monkeypatch.delenv(name)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "pgqueue"
 LEASE = timedelta(seconds=30)
-PATIENCE = 10.0
+PATIENCE = 30.0
 LANES = tuple(range(10))
 
 _tokens = itertools.count(1_000_001)

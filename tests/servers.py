@@ -114,6 +114,7 @@ class Server:
         self.folder = Path(address.folder)
         self._prefix = database_prefix(address.run)
         self._template_is_ready = False
+        self._strategy: sql.SQL | None = None
 
     def dsn(self, dbname: str) -> str:
         return with_database(self.admin_dsn, dbname)
@@ -124,7 +125,12 @@ class Server:
             self._make_template()
         name = f"{self._prefix}{uuid.uuid4().hex[:12]}"
         template = sql.Identifier(self._template if migrated else "template0")
-        self.admin(sql.SQL("CREATE DATABASE {} TEMPLATE {}").format(sql.Identifier(name), template))
+        with psycopg.connect(self.admin_dsn, autocommit=True) as connection:
+            if self._strategy is None:  # a copy of files ends with a checkpoint, which is cheap only without fsync
+                durable = connection.execute("SELECT current_setting('fsync')::boolean").fetchone() != (False,)
+                self._strategy = sql.SQL("wal_log" if durable else "file_copy")
+            statement = sql.SQL("CREATE DATABASE {} TEMPLATE {} STRATEGY {}")
+            connection.execute(statement.format(sql.Identifier(name), template, self._strategy))
         return name
 
     def drop(self, name: str) -> None:

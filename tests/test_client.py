@@ -275,7 +275,7 @@ def test_a_copy_rings_the_bell_when_somebody_sleeps(client: Any, peer: Peer):
     peer.sql('LISTEN "pgqueue.wake"')
     assert peer.value("SELECT pg_try_advisory_lock_shared(pgqueue.bell_key('q'))")
     client.enqueue_many([JobSpec.make("t", queue="q")] * 3, copy=True)
-    assert [note.payload for note in peer.connection.notifies(timeout=5, stop_after=1)] == ["q"]
+    assert [note.payload for note in peer.connection.notifies(timeout=30, stop_after=1)] == ["q"]
 
 
 def test_a_copy_has_no_unique_keys(client: Any, peer: Peer):

@@ -14,6 +14,7 @@ import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -381,9 +382,17 @@ def test_a_server_that_cannot_be_reached_is_never_doubled(home: Path, monkeypatc
     with EmbeddedServer(home) as server:
         hidden = server.server.socket_dir.rename(home / "hidden")
         (server.data_dir / "postmaster.pid").rename(home / "hidden.pid")
-        monkeypatch.setattr(embedded.server, "START_TIMEOUT", 1.0)
-        with pytest.raises(EmbeddedServerError, match="pre-existing shared memory block"):
-            PostgresServer(server.data_dir, server.server.bin_dir).start()
+        second, said = PostgresServer(server.data_dir, server.server.bin_dir), "pre-existing shared memory block"
+
+        def clock() -> float:
+            """Its time to start is over once PostgreSQL has refused."""
+            return time.monotonic() + (3600 if said in second.log_file.read_text() else 0)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(embedded.server, "time", SimpleNamespace(monotonic=clock, sleep=time.sleep))
+            with pytest.raises(EmbeddedServerError, match="did not start in time"):
+                second.start()
+        assert said in second.log_file.read_text()
         shutil.rmtree(server.server.socket_dir)
         hidden.rename(server.server.socket_dir)
         (home / "hidden.pid").rename(server.data_dir / "postmaster.pid")

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scenarios.harness import Story
+from scenarios.harness import LONG_LEASE, Story
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture
-def story(dsn: str, tmp_path: Path) -> Iterator[Story]:
-    told = Story(dsn, tmp_path)
+def lease() -> float:
+    """How long the workers of a story hold a job without a renewal; a module in which leases run out has its own."""
+    return LONG_LEASE
+
+
+@pytest.fixture
+def story(dsn: str, tmp_path: Path, lease: float) -> Iterator[Story]:
+    told = Story(dsn, tmp_path, lease=lease)
     yield told
     told.end()

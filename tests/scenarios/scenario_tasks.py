@@ -111,12 +111,6 @@ async def die_async() -> None:
     os._exit(9)
 
 
-@app.task(name="die_thread")
-def die_thread() -> None:
-    write("start")
-    os._exit(9)
-
-
 @app.task(name="die_isolated", retry=Fixed(0), isolation="process")
 def die_isolated() -> None:
     write("start")
@@ -131,6 +125,15 @@ async def exit_in_a_subtask() -> None:
         raise SystemExit(3)
 
     await asyncio.gather(leave())
+
+
+@app.task(name="isolated_hold", isolation="process")
+def isolated_hold() -> None:
+    """Waits for the story's word, in a child."""
+    write("start")
+    while not ledger.may_go():
+        time.sleep(0.01)
+    write("end")
 
 
 @app.task(name="isolated_nap", isolation="process")

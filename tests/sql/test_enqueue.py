@@ -220,7 +220,7 @@ def heard(peer: Peer) -> list[str]:
     peer.sql("LISTEN mark")
     peer.sql("NOTIFY mark")
     found = []
-    for note in peer.connection.notifies(timeout=5):
+    for note in peer.connection.notifies(timeout=30):
         if note.channel == "mark":
             break
         found.append(note.payload)
@@ -300,7 +300,7 @@ def test_the_second_of_two_transactions_waits_for_the_first_ones_end(one: Peer, 
     first = one.enqueue(unique_key="k")
     answer = two.behind(lambda: two.enqueue(unique_key="k"))
     getattr(one, ends)()
-    second = answer.result(10)
+    second = answer.result(30)
     assert (second == first) == (ends == "commit")
     invariants.check(dsn, [second])
 
@@ -313,7 +313,7 @@ def test_the_holder_may_finish_between_the_two_statements_of_enqueue(one: Peer, 
     one.end(claim)
     answer = two.behind(lambda: many(two, {"task": "t", "unique_key": "k"}, {"task": "t"}))
     one.commit()
-    ids = answer.result(10)
+    ids = answer.result(30)
     assert holder not in ids
     invariants.check(dsn, [holder, *ids])
 
@@ -395,9 +395,9 @@ def test_two_batches_with_the_same_keys_in_another_order_do_not_deadlock(
     first = one.behind(lambda: many(one, *({"task": "t", "unique_key": key} for key in "amz")))
     second = two.behind(lambda: many(two, *({"task": "t", "unique_key": key} for key in "za")))
     three.commit()
-    a, m, z = first.result(10)
+    a, m, z = first.result(30)
     assert m == middle
-    assert second.result(10) == [z, a]
+    assert second.result(30) == [z, a]
     invariants.check(dsn, [a, m, z])
 
 

@@ -254,28 +254,41 @@ def test_one_job_is_read_by_id(peer: Explainer):
     assert plan.buffers <= 60
 
 
+def least(explain: Callable[[int], Plan]) -> int:
+    """The fewest pages of three tries: in another, somebody's DDL may have made this session load its catalog anew."""
+    return min(explain(nth).buffers for nth in range(3))
+
+
 def test_an_enqueue_touches_a_bounded_number_of_pages_with_and_without_a_key(client: Explainer):
-    for options in ({}, {"unique_key": "new"}, {"unique_key": "new"}, {"unique_key": "k10"}):
-        client.explain(statements.enqueue(JobSpec.make("t", **options), schema=SCHEMA))  # loads the catalog
-        plan = client.explain(statements.enqueue(JobSpec.make("t", **options), schema=SCHEMA))
-        assert plan.buffers <= 100, options
+    cases: dict[str, Callable[[int], dict[str, str]]] = {
+        "no key": lambda _nth: {},
+        "a new key": lambda nth: {"unique_key": f"new{nth}"},
+        "a known key": lambda _nth: {"unique_key": "k10"},
+    }
+    client.explain(statements.enqueue(JobSpec.make("t", unique_key="k10"), schema=SCHEMA))  # not every table has it
+    for name, options in cases.items():
+        pages = least(lambda nth: client.explain(statements.enqueue(JobSpec.make("t", **options(nth)), schema=SCHEMA)))  # noqa: B023
+        assert pages <= 100, name
 
 
 @pytest.mark.parametrize("count", [1, 1000])
 @pytest.mark.parametrize("keyed", [False, True], ids=["plain", "keyed"])
 def test_an_enqueue_of_many_touches_a_bounded_number_of_pages_per_job(client: Explainer, count: int, *, keyed: bool):
-    specs = [JobSpec.make("t", unique_key=f"new{n}" if keyed else None) for n in range(count)]
+    def explain(nth: int) -> Plan:
+        specs = [JobSpec.make("t", unique_key=f"new{nth}.{n}" if keyed else None) for n in range(count)]
+        return client.explain(statements.enqueue_many(specs, schema=SCHEMA))
+
     client.explain(statements.enqueue_many([JobSpec.make("t"), JobSpec.make("t", unique_key="x")], schema=SCHEMA))
-    plan = client.explain(statements.enqueue_many(specs, schema=SCHEMA))
-    assert plan.buffers <= 100 + 25 * count
+    assert least(explain) <= 100 + 25 * count
 
 
 @pytest.mark.parametrize("verb", [statements.cancel, statements.retry], ids=lambda verb: verb.__name__)
 def test_a_verb_on_one_job_touches_a_bounded_number_of_pages(client: Explainer, verb: Callable[..., Statement[Any]]):
-    ids = [client.enqueue(delay=60) for _ in range(2)]
-    for job_id in (0, ids[0], ids[0]):  # load the catalog on every path
+    ids = [client.enqueue(delay=60) for _ in range(4)]
+    for job_id in (0, ids[3], ids[3]):  # load the catalog on every path
         client.explain(verb(job_id, schema=SCHEMA))
-    assert [client.explain(verb(job_id, schema=SCHEMA)).buffers <= 100 for job_id in (0, ids[0], ids[1])] == [True] * 3
+    for job_ids in ([0] * 3, [ids[3]] * 3, ids):  # none, one that the verb has changed already, one that it changes
+        assert least(lambda nth: client.explain(verb(job_ids[nth], schema=SCHEMA))) <= 100  # noqa: B023
 
 
 def test_a_claim_that_was_planned_on_an_empty_table_is_as_good_on_a_large_one(dsn: str):

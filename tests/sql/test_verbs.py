@@ -109,7 +109,7 @@ def test_only_the_cancel_of_a_running_job_tells_workers(one: Peer, two: Peer):
     one.cancel(job_id)
     one.rollback()
     one.cancel(job_id)
-    heard = [note.payload for note in two.connection.notifies(timeout=5, stop_after=1)]
+    heard = [note.payload for note in two.connection.notifies(timeout=30, stop_after=1)]
     assert heard == [str(job_id)]
 
 
@@ -232,7 +232,7 @@ def test_redrive_and_retry_ring_the_bell_of_their_queue(one: Peer, two: Peer):
     assert two.value("SELECT pg_try_advisory_lock_shared(pgqueue.bell_key('q'))")
     one.retry(ids[0])
     one.run(statements.redrive(None, None, 10, schema=SCHEMA))
-    assert [note.payload for note in two.connection.notifies(timeout=5, stop_after=2)] == ["q", "q"]
+    assert [note.payload for note in two.connection.notifies(timeout=30, stop_after=2)] == ["q", "q"]
 
 
 # -- purge -----------------------------------------------------------------------------------------------------------
@@ -296,7 +296,7 @@ def test_resume_rings_the_bell(one: Peer, two: Peer):
     two.sql('LISTEN "pgqueue.wake"')
     assert two.value("SELECT pg_try_advisory_lock_shared(pgqueue.bell_key('q'))")
     one.run(statements.resume("q", schema=SCHEMA))
-    assert [note.payload for note in two.connection.notifies(timeout=5, stop_after=1)] == ["q"]
+    assert [note.payload for note in two.connection.notifies(timeout=30, stop_after=1)] == ["q"]
 
 
 @pytest.mark.parametrize("queue", ["", "x" * 129, None])

@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LEASE = 1.0
+LEASE = 2.0  # where a lease must run out; elsewhere it is so long that no noise makes it
+PATIENCE = 30.0  # for machines under load; a wait ends with its event
 TERMINATE_ALL = """SELECT pg_terminate_backend(pid) FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid()"""
 
 
 def make_app(dsn: str, **settings: Any) -> App:
-    """An app whose workers have short leases and look often."""
-    times = {"lease_duration": LEASE, "lease_check_interval": 0.2, "poll_interval": 0.2, "shutdown_timeout": 10.0}
+    """An app whose workers look often."""
+    times = {"lease_duration": 30.0, "lease_check_interval": 0.2, "poll_interval": 0.2, "shutdown_timeout": 10.0}
     values = {name: timedelta(seconds=settings.pop(name, default)) for name, default in times.items()}
     return App(settings=Settings(dsn=dsn, **values, **settings))
 
@@ -43,10 +44,10 @@ async def working(app: App, **options: Any) -> AsyncIterator[Worker]:
     finally:
         started.cancel()
         worker.stop(now=True)
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, 60)
 
 
-async def until(look: Callable[[], Awaitable[T] | T], what: str, within: float = 10) -> T:
+async def until(look: Callable[[], Awaitable[T] | T], what: str, within: float = PATIENCE) -> T:
     """Look every 10 ms until the answer is true, and return it."""
     end = time.monotonic() + within
     while True:
@@ -59,7 +60,7 @@ async def until(look: Callable[[], Awaitable[T] | T], what: str, within: float =
         await asyncio.sleep(0.01)
 
 
-async def in_state(job: Job, *states: str, within: float = 10) -> JobRecord:
+async def in_state(job: Job, *states: str, within: float = PATIENCE) -> JobRecord:
     """Wait until the job is in one of these states."""
     record: JobRecord | None = None
 

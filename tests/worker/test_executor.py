@@ -31,7 +31,7 @@ from pgqueue import (
 from pgqueue.outcome import describe_error, dump_result
 from worker import handlers
 from worker.handlers import FarFromException, WorseError, make_error, make_value
-from worker.support import execute, in_state, make_app, query, until, working
+from worker.support import LEASE, execute, in_state, make_app, query, until, working
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -123,7 +123,7 @@ async def test_an_exception_of_any_sort_fails_its_job_and_nothing_else(app: App,
             assert (kept["type"], kept["message"]) == (name, message)
             assert kept["attempt"] == 1
             assert "raise_error" in kept["traceback"], "the traceback tells where in the handler it was raised"
-        assert await (await neighbour.enqueue(kind="plain")).result(10) == make_value("plain")
+        assert await (await neighbour.enqueue(kind="plain")).result(30) == make_value("plain")
 
 
 @pytest.mark.parametrize("kind", ["async", "thread"])
@@ -167,7 +167,7 @@ async def test_a_cancel_that_the_handler_raised_itself_is_a_failed_attempt(app: 
 
     async with working(app):
         job = await gives_up_once.enqueue()
-        assert await job.result(10) == 2
+        assert await job.result(30) == 2
         assert (await job.refresh()).errors[0]["type"] == "CancelledError"
 
 
@@ -242,7 +242,7 @@ async def test_the_policy_follows_the_most_specific_class_of_the_exception(app: 
 
 
 async def hours_until(job: Job) -> float:
-    record = await in_state(job, "retrying", within=20)
+    record = await in_state(job, "retrying")
     assert record.started_at is not None
     return (record.run_at - record.started_at) / timedelta(hours=1)
 
@@ -294,13 +294,13 @@ async def test_an_unknown_task_waits_while_others_go_on_for_a_worker_that_knows_
 
     strange = app.job(await app.aclient.enqueue(JobSpec.make("strange", priority=0)))
     async with working(app, slots=1):
-        assert await (await known.enqueue()).result(5) == "known"
+        assert await (await known.enqueue()).result(30) == "known"
         assert (await strange.refresh()).state == "available"
         assert (await strange.refresh()).attempt == 0
         other = make_app(dsn)
         other.task(name="strange")(lambda: "strange")
         async with working(other):
-            assert await strange.result(5) == "strange"
+            assert await strange.result(30) == "strange"
 
 
 # -- verdicts ---------------------------------------------------------------------------------------------------------
@@ -337,7 +337,7 @@ async def test_a_job_may_snooze_more_often_than_it_has_attempts(app: App) -> Non
         return job.attempt
 
     async with working(app):
-        assert await (await patient.enqueue()).result(10) == 1
+        assert await (await patient.enqueue()).result(30) == 1
 
 
 async def test_a_retry_asked_for_on_the_last_attempt_is_the_end(app: App) -> None:
@@ -358,7 +358,7 @@ async def test_the_one_who_waits_for_a_result_learns_how_the_job_ended(app: App,
     async with working(app):
         job = await end.enqueue()
         with pytest.raises(JobFailedError, match=r"(dead|cancelled).*for good"):
-            await job.result(10)
+            await job.result(30)
 
 
 # -- timeouts ---------------------------------------------------------------------------------------------------------
@@ -386,10 +386,10 @@ async def test_a_timeout_fails_the_attempt_and_frees_the_slot(
         if kind == "process":  # a child takes longer to start than the timeout
             await (await warm.enqueue()).result(60)
         call = task.options(timeout=0.4) if source == "job" else task.options()
-        record = await in_state(await call.enqueue(path=str(tmp_path / "pid")), "dead", within=5)
+        record = await in_state(await call.enqueue(path=str(tmp_path / "pid")), "dead")
         assert record.errors[0]["type"] == "JobTimeoutError"
         assert "0.4s" in record.errors[0]["message"]
-        assert record.finished_at - record.started_at < timedelta(seconds=2)
+        assert record.finished_at - record.started_at < timedelta(seconds=25), "it would have gone on for 30"
         await until(lambda: worker.executor.running == 0, "the slot is free")
         end.set()
 
@@ -401,7 +401,7 @@ async def test_the_jobs_own_timeout_wins_over_that_of_its_task(app: App) -> None
         return "slept"
 
     async with working(app):
-        assert await (await nap.options(timeout=10).enqueue()).result(5) == "slept"
+        assert await (await nap.options(timeout=60).enqueue()).result(30) == "slept"
         await in_state(await nap.enqueue(), "dead")
 
 
@@ -413,7 +413,7 @@ async def test_a_timeout_is_retried_like_any_failure(app: App) -> None:
         return job.attempt
 
     async with working(app):
-        assert await (await slow_once.enqueue()).result(10) == 2
+        assert await (await slow_once.enqueue()).result(30) == 2
 
 
 async def test_a_handler_that_cleans_up_after_its_timeout_does_not_disturb_the_next_job(app: App) -> None:
@@ -432,7 +432,7 @@ async def test_a_handler_that_cleans_up_after_its_timeout_does_not_disturb_the_n
     async with working(app, slots=1):
         first, second = await untidy.enqueue(), await tidy.enqueue()
         await in_state(first, "dead")
-        assert await second.result(5) == "undisturbed"
+        assert await second.result(30) == "undisturbed"
 
 
 async def test_a_thread_that_hangs_is_abandoned_and_its_late_result_dropped(app: App) -> None:
@@ -446,7 +446,7 @@ async def test_a_thread_that_hangs_is_abandoned_and_its_late_result_dropped(app:
 
     async with working(app, slots=1) as worker:
         job = await hang_once.enqueue()
-        assert await job.result(10) == 2
+        assert await job.result(30) == 2
         end.set()
         await until(lambda: worker.executor._threads.busy == 0, "the thread is of use again")
         record = await job.refresh()
@@ -461,7 +461,7 @@ async def test_timeouts_of_ended_jobs_are_forgotten(app: App) -> None:
     async with working(app) as worker:
         jobs = await app.enqueue_many([quick.job() for _ in range(5000)])
         await until(lambda: worker.executor._ended == len(jobs), "all have run")
-        await until(lambda: len(worker.executor._deadlines) < 2000, "they are forgotten", within=3)
+        await until(lambda: len(worker.executor._deadlines) < 2000, "they are forgotten")
         await worker.finisher.drained()
 
 
@@ -485,7 +485,7 @@ async def test_a_waiting_job_is_cancelled_at_once(app: App) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-async def test_a_running_job_is_cancelled_within_a_second(app: App, tmp_path: Path, kind: Kind) -> None:
+async def test_a_running_job_is_cancelled_long_before_the_next_renewal(app: App, tmp_path: Path, kind: Kind) -> None:
     if kind == "process":
         task = app.task(isolation="process")(handlers.write_pid_and_sleep)
     elif kind == "async":
@@ -503,13 +503,11 @@ async def test_a_running_job_is_cancelled_within_a_second(app: App, tmp_path: Pa
                 time.sleep(0.005)
             raise InterruptedError
 
-    async with working(app, lease=timedelta(seconds=30), slots=slots_for(kind)):  # so it is the bell that tells
+    async with working(app, lease=timedelta(minutes=5), slots=slots_for(kind)):  # so it is the bell that tells
         job = await task.enqueue(path=str(tmp_path / "pid"))
         await until(tmp_path.joinpath("pid").exists, "it runs", within=60)
         assert await job.cancel() == "running"
-        asked = time.monotonic()
         record = await in_state(job, "cancelled")
-        assert time.monotonic() - asked < 1
     assert record.attempt == 1
 
 
@@ -518,11 +516,11 @@ async def test_without_the_bell_a_cancel_comes_with_the_next_renewal(app: App) -
     async def wait() -> None:
         await asyncio.sleep(30)
 
-    async with working(app, bell=False):
+    async with working(app, bell=False, lease=timedelta(seconds=LEASE)):
         job = await wait.enqueue()
         await in_state(job, "running")
         await job.cancel()
-        await in_state(job, "cancelled", within=2)
+        await in_state(job, "cancelled")
 
 
 async def test_a_job_that_is_claimed_but_waits_for_a_slot_is_cancelled_without_running(app: App) -> None:
@@ -541,7 +539,7 @@ async def test_a_job_that_is_claimed_but_waits_for_a_slot_is_cancelled_without_r
         await in_state(second, "running")
         await until(lambda: ran == ["first"], "the first one runs")
         assert await second.cancel() == "running"
-        await in_state(second, "cancelled", within=2)
+        await in_state(second, "cancelled")
         go.set()
         await in_state(first, "completed")
     assert ran == ["first"]
@@ -596,7 +594,7 @@ async def test_a_handler_that_finishes_in_spite_of_a_cancel_has_completed(app: A
     async with working(app):
         job = await held.cancelled_in(app)
         held.go.set()
-        assert await job.result(5) == "finished"
+        assert await job.result(30) == "finished"
 
 
 @pytest.mark.parametrize("verdict", [ValueError("x"), Retry(0), Snooze(0)])
@@ -606,7 +604,7 @@ async def test_a_cancelled_job_does_not_come_back(app: App, verdict: Exception) 
     async with working(app):
         job = await held.cancelled_in(app)
         held.go.set()
-        record = await in_state(job, "cancelled", within=5)
+        record = await in_state(job, "cancelled")
     assert record.attempt == 1
 
 
@@ -616,7 +614,7 @@ async def test_a_cancelled_job_that_is_given_back_is_cancelled(app: App) -> None
     async with working(app) as worker:
         job = await held.cancelled_in(app)
         worker.stop(now=True)
-        await in_state(job, "cancelled", within=5)
+        await in_state(job, "cancelled")
         held.go.set()
 
 
@@ -677,7 +675,7 @@ async def test_progress_is_visible_while_the_handler_runs(app: App, tmp_path: Pa
         record = await until(lambda: with_progress(job), "the progress is written", within=60)
         assert (record.state, record.progress) == ("running", {"value": 0.5, "note": "half"})
         flag.touch()
-        assert await job.result(10) == "done"
+        assert await job.result(30) == "done"
 
 
 async def with_progress(job: Job) -> Any:
@@ -790,7 +788,7 @@ async def test_a_lease_lost_inside_the_transaction_rolls_everything_back(effects
         assert await query(dsn, "SELECT value FROM effects") == []
         assert (await job.refresh()).state == "running", "the stale run has changed nothing"
         await execute(dsn, "UPDATE pgqueue.jobs SET state = 'available', lease_token = NULL, lease_until = NULL")
-        assert await job.result(10) is None
+        assert await job.result(30) is None
     assert await query(dsn, "SELECT value FROM effects") == [(2,)]
 
 

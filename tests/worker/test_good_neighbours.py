@@ -17,7 +17,7 @@ from pgqueue.connection import run
 from pgqueue.errors import DatabaseError
 from pgqueue.job import JobSpec
 from worker import handlers
-from worker.support import execute, in_state, query, until, working
+from worker.support import LEASE, execute, in_state, query, until, working
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -86,9 +86,9 @@ async def test_a_forged_notification_cancels_nothing(app: App) -> None:
         worker.renewer.renew = look  # type: ignore[method-assign]
         job = await wait.enqueue()
         await asyncio.wait_for(started.wait(), 30)
-        await until(lambda: worker.bell.up, "the bell is up", within=30)
+        await until(lambda: worker.bell.up, "the bell is up")
         await execute(app.settings.dsn, f"SELECT pg_notify('pgqueue.cancel', '{job.id}')")
-        await until(looked.is_set, "the renewer has asked for this job", within=30)
+        await until(looked.is_set, "the renewer has asked for this job")
         assert heard == [job.id]
         await asyncio.sleep(0)  # what the renewer's thread had to say comes before this
         assert worker.executor.running == 1
@@ -110,7 +110,7 @@ async def test_a_cancel_that_comes_between_the_claim_and_its_reply_reaches_the_h
             raise
 
     async with working(app, lease=timedelta(minutes=5)) as worker:  # the ordinary renewal would come too late
-        await until(lambda: worker.bell.up, "the bell is up", within=30)
+        await until(lambda: worker.bell.up, "the bell is up")
         link, look_again, heard = worker._links[0], worker.hand.look_again, list[int]()
         send = link.arun
 
@@ -122,7 +122,7 @@ async def test_a_cancel_that_comes_between_the_claim_and_its_reply_reaches_the_h
             reply = await send(statement)
             if job_ids := [row[2] for row in reply] if isinstance(reply, list) else []:
                 assert await app.aclient.cancel(job_ids[0]) == "running"
-                await until(lambda: heard == job_ids, "the worker has heard of the cancel", within=30)
+                await until(lambda: heard == job_ids, "the worker has heard of the cancel")
                 assert worker.hand.runs() == [], "and does not hold the job yet"
             return reply
 
@@ -130,7 +130,7 @@ async def test_a_cancel_that_comes_between_the_claim_and_its_reply_reaches_the_h
         link.arun = claim  # type: ignore[method-assign]
         job = await wait.enqueue()
         await asyncio.wait_for(told.wait(), 60)
-        record = await in_state(job, "cancelled", within=30)
+        record = await in_state(job, "cancelled")
     assert record.attempt == 1
 
 
@@ -142,7 +142,7 @@ async def test_what_one_async_job_sets_in_its_context_the_next_does_not_see(app:
         return before
 
     async with working(app, slots=1) as worker:
-        seen = [await (await spy.enqueue(name)).result(10) for name in ("ann", "bob", "eve")]
+        seen = [await (await spy.enqueue(name)).result(30) for name in ("ann", "bob", "eve")]
         assert len(worker.executor._coroutines) <= 1
     assert seen == ["nobody"] * 3
 
@@ -155,7 +155,7 @@ async def test_what_one_thread_job_sets_in_its_context_the_next_does_not_see(app
         return [before, threading.current_thread().name]
 
     async with working(app, slots=1):
-        seen = [await (await spy.enqueue(name)).result(10) for name in ("ann", "bob", "eve")]
+        seen = [await (await spy.enqueue(name)).result(30) for name in ("ann", "bob", "eve")]
     assert [before for before, _ in seen] == ["nobody"] * 3
     assert len({thread for _, thread in seen}) == 1
 
@@ -204,10 +204,10 @@ async def test_an_isolated_handler_may_go_on_after_its_transaction(app: App, tmp
     """Longer than a lease: the renewer must not take the job, which has gone to history, for lost."""
     task = app.task(isolation="process")(handlers.complete_and_go_on)
     after = tmp_path / "after"
-    async with working(app, slots=1):
-        job = await task.enqueue(seconds=2.5, flag=str(after))
+    async with working(app, slots=1, lease=timedelta(seconds=LEASE)):
+        job = await task.enqueue(seconds=1.5 * LEASE, flag=str(after))
         record = await in_state(job, "completed", within=60)
-        await until(after.exists, "the handler went on to its end", within=20)
+        await until(after.exists, "the handler went on to its end")
     assert (record.result, record.attempt) == ("early", 1)
 
 
@@ -226,7 +226,7 @@ async def test_more_handlers_in_transactions_than_the_pool_had_connections_can_e
     async with working(app, slots=20):
         jobs = [await parent.enqueue() for _ in range(15)]
         for job in jobs:
-            await job.result(20)
+            await job.result(30)
 
 
 async def test_a_coroutine_that_ignores_its_timeout_gives_its_slot_back(
@@ -250,6 +250,6 @@ async def test_a_coroutine_that_ignores_its_timeout_gives_its_slot_back(
     async with working(app, slots=1) as worker:
         record = await in_state(await deaf.enqueue(), "dead")
         assert record.errors[0]["type"] == "JobTimeoutError"
-        assert await (await other.enqueue()).result(10) == "ran"
+        assert await (await other.enqueue()).result(30) == "ran"
         go.set()
         await until(lambda: not worker.executor._coroutines.deaf, "the deaf one has ended")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ async def test_a_stop_waits_for_what_runs_and_gives_back_what_does_not(app: App)
     worker.stop()
     await until(lambda: worker.executor.wants() == 0, "it has heard")
     go.set()
-    assert await asyncio.wait_for(running, 10) is True
+    assert await asyncio.wait_for(running, 60) is True
     states = sorted([(await job.refresh()).state for job in jobs])
     assert states == ["available"] * 3 + ["completed"] * 2
     assert sorted([(await job.refresh()).attempt for job in jobs]) == [0, 0, 0, 1, 1]
@@ -76,9 +75,7 @@ async def test_what_outlasts_the_grace_period_is_given_back_without_blame(app: A
     worker.stop()
     if stop == "now":
         worker.stop(now=True)
-    began = time.monotonic()
-    assert await asyncio.wait_for(running, 20) is False
-    assert time.monotonic() - began < 5
+    assert await asyncio.wait_for(running, 40) is False, "it waited neither for the jobs nor for the grace to end"
     records = [await job.refresh() for job in jobs]
     assert {(record.state, record.attempt, len(record.errors)) for record in records} == {("available", 0, 0)}
     assert ended == ["cleaned up"] * 3
@@ -99,7 +96,7 @@ async def test_a_thread_that_never_ends_does_not_hold_up_the_stop(app: App) -> N
     await until(started.is_set, "it runs")
     worker.stop()
     try:
-        assert await asyncio.wait_for(running, 20) is False
+        assert await asyncio.wait_for(running, 60) is False
         record = await job.refresh()
         assert (record.attempt, record.errors) == (0, [])
         assert record.run_at > record.created_at, "not before this process will have ended"
@@ -123,7 +120,7 @@ async def test_a_handler_that_swallows_its_cancellation_does_not_hold_up_the_sto
     job = await deaf.enqueue()
     await until(lambda: getattr(worker, "executor", None) and worker.executor.running == 1, "it runs")
     worker.stop()
-    done, _ = await asyncio.wait([running], timeout=15)
+    done, _ = await asyncio.wait([running], timeout=60)
     end.set()
     assert done
     assert running.result() is False
@@ -132,13 +129,11 @@ async def test_a_handler_that_swallows_its_cancellation_does_not_hold_up_the_sto
 
 async def test_a_worker_with_nothing_to_do_stops_at_once(app: App) -> None:
     app.task(name="t")(lambda: None)
-    worker = Worker(app, poll=timedelta(seconds=30))
+    worker = Worker(app, poll=timedelta(minutes=5))
     running = asyncio.create_task(worker.run())
     await until(lambda: getattr(worker, "bell", None) and worker.bell.armed, "it is idle")
-    began = time.monotonic()
     worker.stop()
-    assert await asyncio.wait_for(running, 10) is True
-    assert time.monotonic() - began < 2
+    assert await asyncio.wait_for(running, 60) is True, "it did not wait for its next look"
 
 
 async def test_a_worker_that_is_stopped_before_it_begins_ends(app: App) -> None:
@@ -186,7 +181,7 @@ async def test_expired_leases_of_others_are_swept(dsn: str, app: App) -> None:
     )
     await query(dsn, "INSERT INTO pgqueue.leases SELECT 9, now(), 'gone', array_agg(id) FROM pgqueue.jobs")
     async with working(app):
-        assert await job.result(5) == "done"
+        assert await job.result(30) == "done"
     assert [error["type"] for error in (await job.refresh()).errors] == ["LeaseExpired"]
 
 
@@ -227,7 +222,7 @@ async def test_serializable_as_the_default_isolation_changes_nothing(dsn: str) -
 
 
 async def result_of(job: Job) -> object:
-    return await job.result(20)
+    return await job.result(30)
 
 
 async def test_a_broken_part_ends_the_worker_with_its_error_and_gives_its_jobs_back(app: App) -> None:
@@ -247,5 +242,5 @@ async def test_a_broken_part_ends_the_worker_with_its_error_and_gives_its_jobs_b
     worker.executor.hungry.set()
     worker.bell.rung.set()
     with pytest.raises(ZeroDivisionError):
-        await asyncio.wait_for(running, 20)
+        await asyncio.wait_for(running, 60)
     assert (await job.refresh()).state == "completed"
