@@ -241,13 +241,13 @@ def landed(outcomes: Sequence[tuple[int, int, Outcome]], *, schema: str) -> Stat
 
 def renew(
     leases: Sequence[int], held: Sequence[tuple[int, int]], lease: timedelta, *, schema: str
-) -> Statement[dict[int, bool]]:
-    """Prolong these leases and their running (id, token)s; answers id → cancel requested, for those still held."""
+) -> Statement[dict[int, tuple[bool, bool]]]:
+    """Prolong these leases and their running (id, token)s; answers those held: id → (cancel requested, prolonged)."""
     params = {
         "leases": list(leases), "lease": lease,
         "ids": [job_id for job_id, _ in held], "tokens": [token for _, token in held],
     }  # fmt: skip
-    return Statement(load("renew", schema), params, _pairs)
+    return Statement(load("renew", schema), params, _held)
 
 
 def progress(reports: Sequence[tuple[int, int, str]], *, schema: str) -> Statement[None]:
@@ -326,8 +326,8 @@ def _column(rows: list[Row]) -> list[Any]:
     return [row[0] for row in rows]
 
 
-def _pairs(rows: list[Row]) -> dict[int, bool]:
-    return {row[0]: row[1] for row in rows}
+def _held(rows: list[Row]) -> dict[int, tuple[bool, bool]]:
+    return {row[0]: (row[1], row[2]) for row in rows}
 
 
 def _nothing(rows: list[Row]) -> None:  # noqa: ARG001

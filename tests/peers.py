@@ -152,7 +152,8 @@ class Peer:
 
     def renew(self, claim: Claim, lease: timedelta = LEASE) -> dict[int, bool]:
         held = [(job_id, claim.token) for job_id in claim.ids]
-        return self.run(statements.renew([claim.token], held, lease, schema=SCHEMA))
+        answer = self.run(statements.renew([claim.token], held, lease, schema=SCHEMA))
+        return {job_id: cancel_requested for job_id, (cancel_requested, _) in answer.items()}
 
     def progress(self, *reports: tuple[int, int, str]) -> None:
         self.run(statements.progress(reports, schema=SCHEMA))

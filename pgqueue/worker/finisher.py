@@ -43,6 +43,7 @@ class Finisher:
         self._schema = schema
         self._waiting: list[tuple[Run, Outcome]] = []
         self._locked = 0
+        self._uncertain: set[int] = set()  # tokens of writes whose reply was lost
         self._some = asyncio.Event()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -131,7 +132,7 @@ class Finisher:
 
     async def _land(self, landings: list[Landing], done: list[int]) -> list[tuple[int, int]]:
         """Answers the (id, token)s that were refused."""
-        pause, uncertain = 0.05, False
+        pause = 0.05
         while True:
             try:
                 lost = await self._link.arun(statements.finish(landings, done, schema=self._schema))
@@ -141,7 +142,7 @@ class Finisher:
                 await asyncio.sleep(random.uniform(0, pause))  # noqa: S311
             except LOST as error:
                 log.warning("%d outcomes could not be written, trying again: %s", len(landings), str(error).strip())
-                uncertain = True
+                self._uncertain.update(token for _, token, _ in landings)
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             except _NOT_ACCEPTABLE as error:
@@ -151,7 +152,10 @@ class Finisher:
                 await asyncio.sleep(pause)
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
-                return await self._really_lost(landings, lost) if uncertain and lost else lost
+                if lost and not self._uncertain.isdisjoint(token for _, token in lost):
+                    lost = await self._really_lost(landings, lost)
+                self._uncertain.difference_update(done)
+                return lost
 
     async def _really_lost(self, landings: list[Landing], lost: list[tuple[int, int]]) -> list[tuple[int, int]]:
         """The reply was lost, not necessarily the write: what history holds with our token has landed."""

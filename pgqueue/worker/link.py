@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import random
 import socket
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -44,7 +45,7 @@ async def connect(dsn: Callable[[], str], purpose: str) -> psycopg.AsyncConnecti
         except (*LOST, EmbeddedServerError) as error:
             reason = str(error).strip().split("\n")[0]
             log.warning("no connection for %s: %s; trying again in %gs", purpose, reason, pause)
-        await asyncio.sleep(pause)
+        await asyncio.sleep(pause * random.uniform(0.8, 1))  # noqa: S311 - not all workers at once
         pause = min(pause * 2, _LONGEST_PAUSE)
 
 

@@ -89,14 +89,15 @@ class Renewer:
         tokens, pairs = [batch.token for batch in batches], [(run.id, run.token) for run in running]
         held = self._run(statements.renew(tokens, pairs, self._lease, schema=self._schema))
         for batch in batches:
-            batch.renewed_at = time.monotonic()
+            if all(held[job_id][1] for job_id in list(batch.runs) if job_id in held):  # else at the next tick
+                batch.renewed_at = time.monotonic()
         for run in running:
             if run.ended or run.landed:
                 continue
             if run.id not in held:
                 log.warning("the lease is lost; the handler is told to stop", extra=run.facts())
                 self._lost(run)
-            elif held[run.id] and not run.cancelled:
+            elif held[run.id][0] and not run.cancelled:
                 self._cancelled(run)
 
     def report(self) -> None:

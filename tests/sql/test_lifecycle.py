@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import invariants
 import psycopg
 import pytest
-from peers import SCHEMA, Claim, Peer
+from peers import LEASE, SCHEMA, Claim, Peer
 
 from pgqueue import statements
 from pgqueue.bigints import pack_bigints
@@ -430,6 +430,18 @@ def test_an_expired_lease_that_nobody_has_swept_is_still_held(one: Peer):
     assert one.end(claim) == []
 
 
+def test_a_renewal_whose_commit_is_stalled_does_not_look_like_a_lost_lease(one: Peer, two: Peer):
+    job_id = one.enqueue()
+    claim = one.claim()
+    one.begin()
+    one.renew(claim)
+    again = two.run(statements.renew([claim.token], [(job_id, claim.token)], LEASE, schema=SCHEMA))
+    assert again == {job_id: (False, False)}, "held, but not prolonged: to be asked again soon"
+    one.commit()
+    again = two.run(statements.renew([claim.token], [(job_id, claim.token)], LEASE, schema=SCHEMA))
+    assert again == {job_id: (False, True)}
+
+
 def test_a_lease_without_a_row_is_lost(one: Peer):
     one.enqueue()
     claim = one.claim()
@@ -587,14 +599,17 @@ def test_a_renewal_that_is_just_landing_wins_over_the_sweep(one: Peer, two: Peer
     invariants.check(dsn, [job_id])
 
 
-def test_a_renewal_does_not_wait_for_a_sweep_its_lease_is_lost(one: Peer, two: Peer, dsn: str):
+def test_a_renewal_does_not_wait_for_a_sweep_and_learns_afterwards_that_its_lease_is_lost(
+    one: Peer, two: Peer, dsn: str
+):
     job_id = one.enqueue()
     claim = one.claim()
     one.expire(claim)
     one.begin()
     one.sweep()
-    assert two.renew(claim) == {}
+    assert two.renew(claim) == {job_id: False}, "a sweep may roll back; what is locked is not lost yet"
     one.commit()
+    assert two.renew(claim) == {}
     assert two.end(claim) == [(job_id, claim.token)]
     invariants.check(dsn, [job_id])
 
@@ -605,7 +620,7 @@ def test_a_renewal_and_a_finish_of_the_same_lease_go_together(one: Peer, two: Pe
     one.begin()
     assert one.finish((ids[0], claim.token, COMPLETED)) == []
     held = two.run(statements.renew([claim.token], [(ids[1], claim.token)], timedelta(seconds=60), schema=SCHEMA))
-    assert held == {ids[1]: False}
+    assert held == {ids[1]: (False, True)}
     one.commit()
     invariants.check(dsn, ids)
 
