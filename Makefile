@@ -6,7 +6,7 @@ STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check bench docs format clean
+.PHONY: help demo test chaos check bench docs format clean
 
 help: ## Show the targets
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +25,11 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## The whole story on the embedded PostgreSQL: enqueue, work, kill a worker, recover
 	@$(BIN)/pgq demo
 
-test: $(STAMP) ## All tests, against a real PostgreSQL (PGQUEUE_TEST_DSN, else Docker, else the embedded one)
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -n $(TEST_WORKERS) --dist worksteal --cov --cov-report=term --cov-fail-under=93
+test: $(STAMP) ## All tests but `make chaos`, against a real PostgreSQL (PGQUEUE_TEST_DSN, else Docker, else the embedded one)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --ignore=tests/chaos -n $(TEST_WORKERS) --dist worksteal --cov --cov-report=term --cov-fail-under=93
+
+chaos: $(STAMP) ## Faults against real servers and processes: failover, a pooler, a full disk, a soak (PGQUEUE_CHAOS=long: minutes)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest tests/chaos -n 2 --dist worksteal
 
 check: $(STAMP) ## Linters, formatter, type checker, import rules, docs
 	@$(BIN)/ruff check .

@@ -6,8 +6,7 @@ import io
 import logging
 import random
 import time
-from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import psycopg
 from alembic import command, context
@@ -21,7 +20,11 @@ from sqlalchemy.pool import NullPool
 
 from pgqueue.connection import is_pooled, translate
 from pgqueue.errors import DatabaseUnreachableError, SchemaError
+from pgqueue.revision import scripts
 from pgqueue.sql import qualify
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 log = logging.getLogger(__name__)
 
@@ -78,45 +81,6 @@ def migration_sql(schema: str = "pgqueue", to: str = "head") -> str:
     return out.getvalue()
 
 
-def current_revision(dsn: str, *, schema: str = "pgqueue") -> str | None:
-    """The revision that the database is at; None when it was never migrated.
-
-    Raises:
-        DatabaseUnreachableError: no connection.
-    """
-    with _connect(engine_for(dsn)) as connection:
-        return MigrationContext.configure(connection, opts={"version_table_schema": schema}).get_current_revision()
-
-
-def head_revision() -> str:
-    """The revision that this pgqueue works with."""
-    head = ScriptDirectory.from_config(_config("pgqueue")).get_current_head()
-    assert head is not None  # noqa: S101 - the package always carries a migration
-    return head
-
-
-def check_schema(dsn: str, *, schema: str = "pgqueue") -> None:
-    """Make sure that the database is at the revision that this pgqueue works with.
-
-    Raises:
-        SchemaError: it is missing, older or newer; the message says what to run.
-        DatabaseUnreachableError: no connection.
-    """
-    require_head(current_revision(dsn, schema=schema), schema)
-
-
-def require_head(current: str | None, schema: str) -> None:
-    """Compare a revision with the one that this pgqueue works with; raises SchemaError when they differ."""
-    head = head_revision()
-    if current == head:
-        return
-    if current is None:
-        raise SchemaError(f"the database has no schema {schema!r} of pgqueue; run: pgq migrate")
-    if current < head:
-        raise SchemaError(f"the schema is at {current}, this pgqueue needs {head}; run: pgq migrate")
-    raise SchemaError(f"the schema is at {current}, newer than this pgqueue ({head}); upgrade the package")
-
-
 def engine_for(dsn: str) -> Engine:
     """A SQLAlchemy engine for a libpq DSN or URI, without a pool."""
     return create_engine(
@@ -148,17 +112,10 @@ def execute_sql(sql: str) -> None:
 
 def _config(schema: str, out: io.StringIO | None = None) -> Config:
     config = Config(output_buffer=out) if out else Config()
-    config.set_main_option("script_location", str(_scripts()).replace("%", "%%"))
+    config.set_main_option("script_location", str(scripts()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["schema"] = schema
     return config
-
-
-def _scripts() -> Path:
-    """Inside the installed package, else at the top of the checkout."""
-    package = Path(__file__).parent
-    installed = package / "_migrations"
-    return installed if installed.is_dir() else package.parent / "alembic"
 
 
 def _connect(engine: Engine) -> Connection:

@@ -23,7 +23,8 @@ from pgqueue import statements
 from pgqueue.connection import run
 from pgqueue.errors import DatabaseUnreachableError, SchemaError
 from pgqueue.job import JobSpec
-from pgqueue.migrations import check_schema, current_revision, head_revision, migrate, migration_sql, require_head
+from pgqueue.migrations import migrate, migration_sql
+from pgqueue.revision import check_schema, current_revision, head_revision, require_head, scripts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -321,3 +322,13 @@ def test_a_role_that_may_create_nothing_gets_a_clear_error(empty_dsn: str):
     with pytest.raises(Exception, match="permission denied") as caught:
         migrate(empty_dsn + "&options=-c%20role%3Dpgqueue_test_nobody")
     assert "pgqueue" in type(caught.value).__module__, "not SQLAlchemy's"
+
+
+def test_the_revision_that_is_needed_is_alembics_head():
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(scripts()))
+    config.set_main_option("path_separator", "os")
+    assert head_revision() == ScriptDirectory.from_config(config).get_current_head()

@@ -143,7 +143,8 @@ def _start_server(teller: Teller, settings: Settings) -> Settings:
 
 
 def _migrate(teller: Teller, settings: Settings) -> None:
-    from pgqueue.migrations import current_revision, head_revision, migrate  # noqa: PLC0415
+    from pgqueue.migrations import migrate  # noqa: PLC0415
+    from pgqueue.revision import current_revision, head_revision  # noqa: PLC0415
 
     begin = time.monotonic()
     dsn = settings.resolve_dsn()

@@ -62,7 +62,7 @@ def _print_sql(context: Context, to: str) -> None:
 
 def _check(context: Context) -> None:
     from pgqueue.errors import SchemaError  # noqa: PLC0415
-    from pgqueue.migrations import current_revision, head_revision, require_head  # noqa: PLC0415
+    from pgqueue.revision import current_revision, head_revision, require_head  # noqa: PLC0415
 
     settings = context.settings()
     revision = current_revision(settings.resolve_dsn(), schema=settings.schema)
@@ -80,7 +80,8 @@ def _check(context: Context) -> None:
 
 
 def _migrate(context: Context, to: str) -> None:
-    from pgqueue.migrations import current_revision, migrate  # noqa: PLC0415
+    from pgqueue.migrations import migrate  # noqa: PLC0415
+    from pgqueue.revision import current_revision  # noqa: PLC0415
 
     settings = context.settings()
     to = _known(to, downwards=True)

@@ -108,16 +108,19 @@ def ready(settings: Settings) -> Settings:
         SchemaError: the schema is missing (on a server that is not ours), older or newer.
         EmbeddedServerError: the embedded server could not be started.
     """
-    from pgqueue.migrations import current_revision, migrate, require_head  # noqa: PLC0415
+    from pgqueue.errors import DatabaseError  # noqa: PLC0415
+    from pgqueue.revision import current_revision, require_head  # noqa: PLC0415
 
     dsn = settings.resolve_dsn()
     try:
         revision = current_revision(dsn, schema=settings.schema)
-    except Exception as error:
-        if getattr(getattr(error, "orig", None), "sqlstate", None) != _INSUFFICIENT_PRIVILEGE:
+    except DatabaseError as error:
+        if getattr(error.__cause__, "sqlstate", None) != _INSUFFICIENT_PRIVILEGE:
             raise
         return settings  # a role that may enqueue and no more: the database will tell
     if revision is None and settings.dsn is None:
+        from pgqueue.migrations import migrate  # noqa: PLC0415
+
         migrate(dsn, schema=settings.schema)
     else:
         require_head(revision, settings.schema)

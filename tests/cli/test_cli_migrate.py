@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from pgqueue.migrations import current_revision, head_revision
+from pgqueue.revision import current_revision, head_revision
 
 
 def test_migrate_creates_the_schema_and_doing_it_again_changes_nothing(empty_dsn, pgq):
