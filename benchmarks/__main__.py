@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from benchmarks import drain, enqueue, latency, rest, steady
+from benchmarks import drain, enqueue, flows, keys, latency, rest, steady
 from benchmarks.harness import SIZES, Bench
 from benchmarks.report import Rounds, as_json, headline, machine, make_table
 from benchmarks.server import open_server
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Regime
 
-REGIMES = {module.REGIME.name: module.REGIME for module in (enqueue, drain, latency, steady, rest)}
+REGIMES = {module.REGIME.name: module.REGIME for module in (enqueue, drain, keys, latency, steady, rest, flows)}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from benchmarks.server import Database
+    from pgqueue import App, JobSpec
 
 FLOOR = "statements bare, 2 connections"
 
@@ -28,7 +29,16 @@ def _drain(task: str, processes: int, count: Callable[[Size], int], *, snapshot:
     return Case(name, run, FLOOR, when=lambda size: count(size) > 0 and (size.name != "smoke" or kind == "async"))
 
 
-def drain(bench: Bench, task: str, processes: int, jobs: int, *, snapshot: bool = False) -> Measures:
+def drain(
+    bench: Bench,
+    task: str,
+    processes: int,
+    jobs: int,
+    *,
+    snapshot: bool = False,
+    make: Callable[..., list[JobSpec]] = specs,
+    prepare: Callable[[App], object] = lambda _app: None,
+) -> Measures:
     """Fill the paused queue behind running workers, resume it, wait until the last outcome has landed."""
     warm_up = min(floors.WARM_UP, jobs)
     tally = bench.tally(jobs + warm_up)
@@ -38,6 +48,7 @@ def drain(bench: Bench, task: str, processes: int, jobs: int, *, snapshot: bool 
         crew = stack.enter_context(workers(processes, database, tally))
         app = app_on(database)
         stack.callback(app.close)
+        prepare(app)
         if snapshot:
             holder = stack.enter_context(database.connect())
             holder.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
@@ -45,7 +56,7 @@ def drain(bench: Bench, task: str, processes: int, jobs: int, *, snapshot: bool 
         app.enqueue_many_sync(specs(warm_up, task, first=jobs), copy=True)
         tally.wait_for(warm_up)
         app.client.pause(QUEUE)
-        app.enqueue_many_sync(specs(jobs, task), copy=True)
+        app.enqueue_many_sync(make(jobs, task), copy=True)
         time.sleep(0.3)
 
         cost = Cost(database, crew.cpu)

@@ -55,6 +55,7 @@ GLOSSARY: tuple[tuple[str, str, str], ...] = (
     ("available", "State: waits, and may be claimed once `run_at` has come.", "column `state`"),
     ("scheduled", "Shown for an available job whose `run_at` is in the future.", "view `all_jobs`"),
     ("retrying", "Shown for a scheduled job with an attempt behind it.", "view `all_jobs`"),
+    ("blocked", "State: waits for what it depends on.", "column `state`"),
     ("running", "State: claimed under a lease.", "column `state`"),
     ("completed", "State: its handler returned.", "column `state`"),
     ("dead", "State: it failed and will not be tried again. Also called a dead letter.", "column `state`, `pgq dead`"),
@@ -62,16 +63,31 @@ GLOSSARY: tuple[tuple[str, str, str], ...] = (
     ("cancel", "Take a job back. A running one is asked to stop.", "`cancel.sql`, `pgq job cancel`"),
     ("retry", "An operator's verb: run an ended or waiting job again, now.", "`retry.sql`, `pgq job retry`"),
     ("redrive", "Retry many dead jobs.", "`redrive.sql`, `pgq dead redrive`"),
+    (
+        "`depends_on`",
+        "Jobs or batches that have to end before this job may run.",
+        "column `depends_on`, table `dependencies`",
+    ),
+    ("upstream, follower", "A job that another one depends on; that other one.", "`list_upstream.sql`, `pgq job tree`"),
+    ("`on_dead`", "What it means for a follower that its upstream dies: cancel, continue or hold.", "column `on_dead`"),
+    ("workflow", "Jobs that are enqueued together, each after those it depends on.", "`app.workflow()`, `app.chain()`"),
+    ("batch", "The jobs of a workflow, counted together.", "table `batches`, `app.batch()`, `pgq batch`"),
+    ("settle", "Tell batches and followers, in the statement that ends a job.", "function `pgqueue.settle`"),
     ("pause, resume", "Stop and restart claiming from a queue.", "`pause.sql`, `resume.sql`, `pgq queue`"),
     ("purge", "Delete waiting or dead jobs for good.", "`purge.sql`, `purge_dead.sql`"),
     ("retention", "How long each outcome stays in history.", "table `retention`, `pgq queue retention`"),
     ("prune", "Make the partitions of the next days and drop those past their retention.", "`prune.sql`"),
     ("`unique_key`", "At most one live job has this key.", "column `unique_key`"),
+    ("schedule", "A row that makes a job at certain times.", "table `schedules`, `pgq schedule`"),
+    ("tick", "One such time. It has one job.", "table `ticks`, `tick.sql`, `job.tick`"),
+    ("misfire", "What is done about ticks that came while no worker was there.", "column `misfire`"),
+    ("overlap", "Whether a tick fires while the job of an earlier one is live.", "column `overlap`"),
+    ("backfill", "Enqueue the ticks of the past that have not fired.", "`backfill.sql`, `pgq schedule backfill`"),
     ("mark", "Where a worker's next claim begins to look. In memory only.", "`worker/claimer.py`"),
     ("bell", "How an enqueue wakes an idle worker: an advisory lock and NOTIFY.", "`worker/bell.py`"),
 )
 
-RESERVED = "`group_key`, `blocked`, schedule, tick"
+RESERVED = "`group_key`"
 
 
 def pages() -> dict[Path, str]:

@@ -5,8 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 from pgqueue.app import App
 from pgqueue.backoff import Backoff, Exponential, Fixed, never
+from pgqueue.batch import BatchTask, Jobs
 from pgqueue.client import AsyncClient, Client
 from pgqueue.errors import (
+    BatchNotFoundError,
+    BatchResultError,
     Cancel,
     CommandFailedError,
     DatabaseError,
@@ -16,14 +19,19 @@ from pgqueue.errors import (
     HandlerCrashedError,
     InvalidJobError,
     InvalidPayloadError,
+    InvalidScheduleError,
+    JobExistsError,
     JobFailedError,
     JobNotFoundError,
     JobStateError,
     JobTimeoutError,
     LeaseLostError,
     PgqueueError,
+    ResourceError,
     ResultTimeoutError,
     Retry,
+    ScheduleExistsError,
+    ScheduleNotFoundError,
     SchemaError,
     SettingsError,
     Snooze,
@@ -31,9 +39,13 @@ from pgqueue.errors import (
 )
 from pgqueue.handle import Job, current_job
 from pgqueue.job import JobRecord, JobSpec
+from pgqueue.schedule import ScheduleRecord, ScheduleSpec
 from pgqueue.settings import Settings
-from pgqueue.task import Task
+from pgqueue.signature import injected
+from pgqueue.statements import BatchRecord, QueueSettings, QueueStats, Submitted, WorkerRecord
+from pgqueue.task import Task, all_arguments
 from pgqueue.worker import Worker
+from pgqueue.workflow import Batch, Step, Workflow
 
 if TYPE_CHECKING:
     from pgqueue.migrations import migrate
@@ -41,12 +53,15 @@ if TYPE_CHECKING:
 __version__ = _version("pgqueue")
 
 __all__ = [
-    "App", "AsyncClient", "Backoff", "Cancel", "Client", "CommandFailedError", "DatabaseError",
-    "DatabaseUnreachableError", "Dead", "EmbeddedServerError", "Exponential", "Fixed", "HandlerCrashedError",
-    "InvalidJobError", "InvalidPayloadError", "Job", "JobFailedError", "JobNotFoundError", "JobRecord",
-    "JobSpec", "JobStateError", "JobTimeoutError", "LeaseLostError", "PgqueueError", "ResultTimeoutError",
-    "Retry", "SchemaError", "Settings", "SettingsError", "Snooze", "Task", "UnknownTaskError", "Worker",
-    "current_job", "migrate", "never",
+    "App", "AsyncClient", "Backoff", "Batch", "BatchNotFoundError", "BatchRecord", "BatchResultError", "BatchTask",
+    "Cancel", "Client", "CommandFailedError", "DatabaseError", "DatabaseUnreachableError", "Dead",
+    "EmbeddedServerError", "Exponential", "Fixed", "HandlerCrashedError", "InvalidJobError", "InvalidPayloadError",
+    "InvalidScheduleError", "Job", "JobExistsError", "JobFailedError", "JobNotFoundError", "JobRecord", "JobSpec",
+    "JobStateError", "JobTimeoutError", "Jobs", "LeaseLostError", "PgqueueError", "QueueSettings", "QueueStats",
+    "ResourceError", "ResultTimeoutError", "Retry", "ScheduleExistsError", "ScheduleNotFoundError",
+    "ScheduleRecord", "ScheduleSpec", "SchemaError", "Settings", "SettingsError", "Snooze", "Step", "Submitted",
+    "Task", "UnknownTaskError", "Worker", "WorkerRecord", "Workflow", "all_arguments", "current_job", "injected",
+    "migrate", "never",
 ]  # fmt: skip
 
 

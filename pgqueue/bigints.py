@@ -31,6 +31,16 @@ def pack_bigints(values: Sequence[int]) -> Bigints:
     return Bigints(struct.pack(f"!iiIii{'iq' * count}", 1, 0, _INT8, count, 1, *pairs))
 
 
+def unpack_bigints(value: Any) -> Any:
+    """For other drivers than psycopg: :class:`Bigints` as a list; whatever else is given comes back as it is."""
+    if not isinstance(value, Bigints):
+        return value
+    if len(value) == struct.calcsize("!iiI"):
+        return []
+    (count,) = struct.unpack_from("!i", value, 12)
+    return list(struct.unpack_from("!" + "4xq" * count, value, 20))
+
+
 class BigintsDumper(Dumper):
     """Tells psycopg what a :class:`Bigints` is."""
 

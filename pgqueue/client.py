@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import struct
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
 
 import psycopg
 
 from pgqueue import statements
 from pgqueue.connection import Database, run, run_async, run_on, run_on_async, translated
 from pgqueue.durations import Duration, parse_duration
-from pgqueue.errors import InvalidJobError, JobNotFoundError, JobStateError
+from pgqueue.errors import (
+    BatchNotFoundError,
+    InvalidJobError,
+    JobNotFoundError,
+    JobStateError,
+    ScheduleExistsError,
+    ScheduleNotFoundError,
+)
 from pgqueue.job import FINISHED, MAX_NAME_LENGTH, STATES, JobRecord, JobSpec, check_text
 from pgqueue.sql import load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from typing import Unpack
 
-    from pgqueue.statements import QueueStats, Statement, WorkerRecord
+    from pgqueue.schedule import ScheduleRecord, ScheduleSpec
+    from pgqueue.statements import BatchRecord, QueueSettings, QueueStats, Statement, Submitted, WorkerRecord
 
 T = TypeVar("T")
 _CHUNK: Final = 5_000
@@ -32,9 +42,18 @@ class Client:
         self.database = database
         self.schema = schema
 
+    def submit(self, spec: JobSpec, *, connection: Any = None) -> Submitted:
+        """Insert one job; answers its id and True, or the id of the job which holds its unique_key and False.
+
+        Raises:
+            JobExistsError: the unique_key is held, and ``on_conflict`` is ``raise``.
+            InvalidJobError: ``depends_on`` names a job that does not exist.
+        """
+        return self._run(statements.submit(spec, schema=self.schema), connection)
+
     def enqueue(self, spec: JobSpec, *, connection: Any = None) -> int:
-        """Insert one job; answers its id, or that of the live job which holds its unique_key."""
-        return self._run(statements.enqueue(spec, schema=self.schema), connection)
+        """The same, for who needs no more than the id."""
+        return self.submit(spec, connection=connection).id
 
     def enqueue_many(self, specs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None) -> list[int]:
         """Insert many jobs, all or none; answers their ids in the order given.
@@ -45,7 +64,74 @@ class Client:
         specs = list(specs)
         if copy:
             return self._copy(specs, connection)
-        return self._run(statements.enqueue_many(specs, schema=self.schema), connection) if specs else []
+        return [job.id for job in self.submit_many(specs, connection=connection)]
+
+    def submit_many(
+        self,
+        specs: Sequence[JobSpec],
+        *,
+        batch_id: int | None = None,
+        after: Mapping[int, Sequence[int]] | None = None,
+        connection: Any = None,
+    ) -> list[Submitted]:
+        """Insert many jobs, all or none; answers each as :meth:`submit` does, in the order given.
+
+        Args:
+            specs: the jobs.
+            batch_id: an unfinished batch that they belong to.
+            after: for a job's index the indexes of earlier ones that it depends on, besides its ``depends_on``.
+            connection: the caller's, to join its transaction.
+        """
+        if not specs:
+            return []
+        statement = statements.submit_many(specs, batch_id=batch_id, after=after, schema=self.schema)
+        return self._run(statement, connection)
+
+    def create_batch(self, name: str | None = None, *, connection: Any = None) -> int:
+        """A new batch; give its id to :meth:`submit_many` in the same transaction. Answers the id."""
+        if name is not None:
+            check_text(name, "the name of a batch", MAX_NAME_LENGTH)
+        return self._run(statements.create_batch(name, schema=self.schema), connection)
+
+    def batch(self, batch_id: int, *, connection: Any = None) -> BatchRecord:
+        """A batch and how far it is; raises BatchNotFoundError."""
+        return check_batch(batch_id, self._run(statements.get_batch(batch_id, schema=self.schema), connection))
+
+    def batches(
+        self, *, unfinished: bool = False, before: int | None = None, limit: int = 50, connection: Any = None
+    ) -> list[BatchRecord]:
+        """Batches, newest id first; give the last id of a page as ``before`` for the next. ``limit``: 1 to 1000."""
+        check_page(None, limit)
+        return self._run(statements.list_batches(unfinished, before, limit, schema=self.schema), connection)
+
+    def cancel_batch(self, batch_id: int, *, connection: Any = None) -> int:
+        """Cancel every live job of a batch, running ones are told; answers how many ended at once.
+
+        Raises:
+            BatchNotFoundError: there is no such batch.
+        """
+        return check_batch(batch_id, self._run(statements.cancel_batch(batch_id, schema=self.schema), connection))
+
+    def limit_queue(self, queue: str, *, connection: Any = None, **limits: Unpack[Limits]) -> dict[str, Any]:
+        """Change a queue's limits, effective at once; what is not given stays, None takes it away. Answers them all.
+
+        Args:
+            queue: its name.
+            connection: the caller's, to join its transaction.
+            **limits: ``max_running``: jobs of the queue running at once, on all workers. ``per_key``: the same for
+                each group_key (1: in order, the default; 0: any number). ``rate``: starts per second, ``burst``:
+                how many at once after a pause (default: a second's worth). ``key_rate``, ``key_burst``: the same
+                for each group_key. ``ageing``: this much waiting is worth one step of priority.
+
+        Raises:
+            InvalidJobError: a limit is out of range.
+        """
+        check_text(queue, "queue", MAX_NAME_LENGTH)
+        return self._run(statements.limit_queue(queue, check_limits(limits), schema=self.schema), connection)
+
+    def queue_settings(self, *, connection: Any = None) -> list[QueueSettings]:
+        """What is set for the queues that have any setting."""
+        return self._run(statements.list_queues(schema=self.schema), connection)
 
     def cancel(self, job_id: int, *, connection: Any = None) -> str:
         """Take a job back: a waiting one ends as cancelled, a running one is told; answers its state now.
@@ -57,7 +143,10 @@ class Client:
         return check_cancelled(job_id, self._run(statements.cancel(job_id, schema=self.schema), connection))
 
     def retry(self, job_id: int, *, connection: Any = None) -> str:
-        """Run a dead or cancelled job again with all its attempts, or a waiting one now.
+        """Run a dead or cancelled job again with all its attempts, or a waiting one now; answers its state now.
+
+        A blocked one runs whatever it waits for. One that was cancelled before it ever ran waits again (``blocked``)
+        for what it depends on and has not completed.
 
         Raises:
             JobNotFoundError: there is no such job.
@@ -82,6 +171,14 @@ class Client:
         """Jobs, newest id first; give the last id of a page as ``before`` for the next. ``limit``: 1 to 1000."""
         check_page(state, limit)
         return self._run(statements.list_jobs(queue, task, state, before, limit, schema=self.schema), connection)
+
+    def upstream(self, job_id: int, *, connection: Any = None) -> list[JobRecord]:
+        """The jobs that this one depends on, with their results, by id; of a batch, all its jobs."""
+        return self._run(statements.list_upstream(job_id, schema=self.schema), connection)
+
+    def tree(self, job_id: int, *, connection: Any = None) -> list[JobRecord]:
+        """A job, all it depends on and all that depend on it, directly or not: at most 1,000 jobs, by id."""
+        return self._run(statements.tree(job_id, schema=self.schema), connection)
 
     def redrive(
         self, *, queue: str | None = None, task: str | None = None, limit: int = 1000, connection: Any = None
@@ -127,6 +224,53 @@ class Client:
         )
         self._run(statement, connection)
 
+    def add_schedule(self, spec: ScheduleSpec, *, replace: bool = False, connection: Any = None) -> ScheduleRecord:
+        """Add a schedule; it ticks for the first time after now. ``replace``: change the one of this name.
+
+        Raises:
+            ScheduleExistsError: there is one of this name, and ``replace`` is not said.
+        """
+        statement = statements.add_schedule(spec, replace, schema=self.schema)
+        return check_added(spec.name, self._run(statement, connection))
+
+    def pause_schedule(self, name: str, *, connection: Any = None) -> bool:
+        """Let it not tick, until it is resumed; answers whether that was a change. Raises ScheduleNotFoundError."""
+        return check_schedule(name, self._run(statements.pause_schedule(name, schema=self.schema), connection))
+
+    def resume_schedule(self, name: str, *, connection: Any = None) -> bool:
+        """Let it tick again, from now on; answers whether that was a change. Raises ScheduleNotFoundError."""
+        return check_schedule(name, self._run(statements.resume_schedule(name, schema=self.schema), connection))
+
+    def remove_schedule(self, name: str, *, connection: Any = None) -> None:
+        """Delete a schedule; its jobs stay. Raises ScheduleNotFoundError.
+
+        One that the code declares comes back when the next worker starts: pause it instead.
+        """
+        check_schedule(name, self._run(statements.remove_schedule(name, schema=self.schema), connection))
+
+    def get_schedule(self, name: str, *, connection: Any = None) -> ScheduleRecord:
+        """One schedule; raises ScheduleNotFoundError."""
+        return check_schedule(name, self._run(statements.get_schedule(name, schema=self.schema), connection))
+
+    def schedules(self, *, connection: Any = None) -> list[ScheduleRecord]:
+        """Every schedule, by name."""
+        return self._run(statements.list_schedules(schema=self.schema), connection)
+
+    def backfill(
+        self, name: str, start: datetime, end: datetime | None = None, *, limit: int = 1000, connection: Any = None
+    ) -> list[int]:
+        """Enqueue a job for each past tick from ``start`` up to ``end`` (None: now) that has not fired.
+
+        Answers their ids. It asks no policy, nor whether the schedule is paused; to repeat it is harmless.
+
+        Raises:
+            ScheduleNotFoundError: there is no such schedule.
+            InvalidScheduleError: there are more than ``limit`` such ticks, or a time says no zone.
+            InvalidJobError: ``end`` is in the future.
+        """
+        ticks = self.get_schedule(name, connection=connection).ticks_between(start, end, limit)
+        return self._run(statements.backfill(name, ticks, schema=self.schema), connection)
+
     def _run(self, statement: Statement[T], connection: Any) -> T:
         return self.database.run(statement) if connection is None else run_on(connection, statement)
 
@@ -151,16 +295,64 @@ class AsyncClient:
         self.database = database
         self.schema = schema
 
+    async def submit(self, spec: JobSpec, *, connection: Any = None) -> Submitted:
+        """See :meth:`Client.submit`."""
+        return await self._run(statements.submit(spec, schema=self.schema), connection)
+
     async def enqueue(self, spec: JobSpec, *, connection: Any = None) -> int:
         """See :meth:`Client.enqueue`."""
-        return await self._run(statements.enqueue(spec, schema=self.schema), connection)
+        return (await self.submit(spec, connection=connection)).id
 
     async def enqueue_many(self, specs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None) -> list[int]:
         """See :meth:`Client.enqueue_many`."""
         specs = list(specs)
         if copy:
             return await self._copy(specs, connection)
-        return await self._run(statements.enqueue_many(specs, schema=self.schema), connection) if specs else []
+        return [job.id for job in await self.submit_many(specs, connection=connection)]
+
+    async def submit_many(
+        self,
+        specs: Sequence[JobSpec],
+        *,
+        batch_id: int | None = None,
+        after: Mapping[int, Sequence[int]] | None = None,
+        connection: Any = None,
+    ) -> list[Submitted]:
+        """See :meth:`Client.submit_many`."""
+        if not specs:
+            return []
+        statement = statements.submit_many(specs, batch_id=batch_id, after=after, schema=self.schema)
+        return await self._run(statement, connection)
+
+    async def create_batch(self, name: str | None = None, *, connection: Any = None) -> int:
+        """See :meth:`Client.create_batch`."""
+        if name is not None:
+            check_text(name, "the name of a batch", MAX_NAME_LENGTH)
+        return await self._run(statements.create_batch(name, schema=self.schema), connection)
+
+    async def batch(self, batch_id: int, *, connection: Any = None) -> BatchRecord:
+        """See :meth:`Client.batch`."""
+        return check_batch(batch_id, await self._run(statements.get_batch(batch_id, schema=self.schema), connection))
+
+    async def batches(
+        self, *, unfinished: bool = False, before: int | None = None, limit: int = 50, connection: Any = None
+    ) -> list[BatchRecord]:
+        """See :meth:`Client.batches`."""
+        check_page(None, limit)
+        return await self._run(statements.list_batches(unfinished, before, limit, schema=self.schema), connection)
+
+    async def cancel_batch(self, batch_id: int, *, connection: Any = None) -> int:
+        """See :meth:`Client.cancel_batch`."""
+        return check_batch(batch_id, await self._run(statements.cancel_batch(batch_id, schema=self.schema), connection))
+
+    async def limit_queue(self, queue: str, *, connection: Any = None, **limits: Unpack[Limits]) -> dict[str, Any]:
+        """See :meth:`Client.limit_queue`."""
+        check_text(queue, "queue", MAX_NAME_LENGTH)
+        return await self._run(statements.limit_queue(queue, check_limits(limits), schema=self.schema), connection)
+
+    async def queue_settings(self, *, connection: Any = None) -> list[QueueSettings]:
+        """See :meth:`Client.queue_settings`."""
+        return await self._run(statements.list_queues(schema=self.schema), connection)
 
     async def cancel(self, job_id: int, *, connection: Any = None) -> str:
         """See :meth:`Client.cancel`."""
@@ -187,6 +379,14 @@ class AsyncClient:
         """See :meth:`Client.jobs`."""
         check_page(state, limit)
         return await self._run(statements.list_jobs(queue, task, state, before, limit, schema=self.schema), connection)
+
+    async def upstream(self, job_id: int, *, connection: Any = None) -> list[JobRecord]:
+        """See :meth:`Client.upstream`."""
+        return await self._run(statements.list_upstream(job_id, schema=self.schema), connection)
+
+    async def tree(self, job_id: int, *, connection: Any = None) -> list[JobRecord]:
+        """See :meth:`Client.tree`."""
+        return await self._run(statements.tree(job_id, schema=self.schema), connection)
 
     async def redrive(
         self, *, queue: str | None = None, task: str | None = None, limit: int = 1000, connection: Any = None
@@ -232,6 +432,40 @@ class AsyncClient:
         )
         await self._run(statement, connection)
 
+    async def add_schedule(
+        self, spec: ScheduleSpec, *, replace: bool = False, connection: Any = None
+    ) -> ScheduleRecord:
+        """See :meth:`Client.add_schedule`."""
+        statement = statements.add_schedule(spec, replace, schema=self.schema)
+        return check_added(spec.name, await self._run(statement, connection))
+
+    async def pause_schedule(self, name: str, *, connection: Any = None) -> bool:
+        """See :meth:`Client.pause_schedule`."""
+        return check_schedule(name, await self._run(statements.pause_schedule(name, schema=self.schema), connection))
+
+    async def resume_schedule(self, name: str, *, connection: Any = None) -> bool:
+        """See :meth:`Client.resume_schedule`."""
+        return check_schedule(name, await self._run(statements.resume_schedule(name, schema=self.schema), connection))
+
+    async def remove_schedule(self, name: str, *, connection: Any = None) -> None:
+        """See :meth:`Client.remove_schedule`."""
+        check_schedule(name, await self._run(statements.remove_schedule(name, schema=self.schema), connection))
+
+    async def get_schedule(self, name: str, *, connection: Any = None) -> ScheduleRecord:
+        """See :meth:`Client.get_schedule`."""
+        return check_schedule(name, await self._run(statements.get_schedule(name, schema=self.schema), connection))
+
+    async def schedules(self, *, connection: Any = None) -> list[ScheduleRecord]:
+        """See :meth:`Client.schedules`."""
+        return await self._run(statements.list_schedules(schema=self.schema), connection)
+
+    async def backfill(
+        self, name: str, start: datetime, end: datetime | None = None, *, limit: int = 1000, connection: Any = None
+    ) -> list[int]:
+        """See :meth:`Client.backfill`."""
+        ticks = (await self.get_schedule(name, connection=connection)).ticks_between(start, end, limit)
+        return await self._run(statements.backfill(name, ticks, schema=self.schema), connection)
+
     async def _run(self, statement: Statement[T], connection: Any) -> T:
         if connection is None:
             return await self.database.arun(statement)
@@ -255,6 +489,20 @@ class AsyncClient:
 # -- what both clients check -----------------------------------------------------------------------------------------
 
 
+def check_added(name: str, record: ScheduleRecord | None) -> ScheduleRecord:
+    """Raises ScheduleExistsError for None."""
+    if record is None:
+        raise ScheduleExistsError(name)
+    return record
+
+
+def check_schedule(name: str, answer: T | None) -> T:
+    """Raises ScheduleNotFoundError for None."""
+    if answer is None:
+        raise ScheduleNotFoundError(name)
+    return answer
+
+
 def check_found(job_id: int, record: JobRecord | None) -> JobRecord:
     """Raises JobNotFoundError for None."""
     if record is None:
@@ -272,10 +520,10 @@ def check_cancelled(job_id: int, state: str | None) -> str:
 
 
 def check_retried(job_id: int, state: str | None) -> str:
-    """The answer of pgqueue.retry: only available is good."""
+    """The answer of pgqueue.retry: available is good, and blocked: it waits again for what it depends on."""
     if state is None:
         raise JobNotFoundError(job_id)
-    if state != "available":
+    if state not in {"available", "blocked"}:
         raise JobStateError(job_id, state, "retried")
     return state
 
@@ -295,6 +543,48 @@ def check_page(state: str | None, limit: int) -> None:
         raise InvalidJobError(f"limit must be 1 to 1000, not {limit}")
 
 
+class Limits(TypedDict, total=False):
+    """What :meth:`Client.limit_queue` can change; None takes a limit away."""
+
+    max_running: int | None
+    per_key: int | None
+    rate: float | None
+    burst: int | None
+    key_rate: float | None
+    key_burst: int | None
+    ageing: Duration | None
+
+
+def check_limits(limits: Limits) -> dict[str, Any]:
+    """The limits as JSON; raises InvalidJobError."""
+    checked: dict[str, Any] = dict(limits)
+    for name, value in limits.items():
+        if value is None:
+            continue
+        if name == "ageing":
+            ageing = parse_duration(cast("Duration", value), name)
+            if not ageing:
+                raise InvalidJobError("ageing must be positive")
+            checked[name] = f"{ageing.total_seconds():.6f} seconds"
+        elif name in {"rate", "key_rate"}:
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise InvalidJobError(f"{name} must be a positive number of starts per second, not {value!r}")
+        elif name in {"max_running", "per_key", "burst", "key_burst"}:
+            least = 1 if name.endswith("burst") else 0
+            if isinstance(value, bool) or not isinstance(value, int) or not least <= value < 2**31:
+                raise InvalidJobError(f"{name} must be a whole number from {least}, not {value!r}")
+        else:
+            raise InvalidJobError(f"{name!r} is not a limit; there are {', '.join(Limits.__annotations__)}")
+    return checked
+
+
+def check_batch(batch_id: int, answer: T | None) -> T:
+    """Raises BatchNotFoundError for None."""
+    if answer is None:
+        raise BatchNotFoundError(batch_id)
+    return answer
+
+
 # -- COPY ------------------------------------------------------------------------------------------------------------
 
 
@@ -303,8 +593,8 @@ def check_copyable(specs: Sequence[JobSpec], connection: Any, kind: type) -> Non
     if connection is not None and not isinstance(connection, kind):
         raise TypeError(f"copy=True needs a psycopg {kind.__name__}, not a {type(connection).__name__}")
     for nth, spec in enumerate(specs):
-        if spec.unique_key is not None:
-            raise InvalidJobError(f"job {nth}: unique_key and copy=True do not go together")
+        if spec.unique_key is not None or spec.depends_on:
+            raise InvalidJobError(f"job {nth}: unique_key and depends_on do not go together with copy=True")
 
 
 def due_queues(specs: Sequence[JobSpec]) -> list[str]:
@@ -322,7 +612,7 @@ def copy_blocks(specs: Sequence[JobSpec], ids: Sequence[int], now: datetime) -> 
     for nth, (spec, job_id) in enumerate(zip(specs, ids, strict=True), 1):
         run_at = spec.run_at or (now if spec.delay is None else now + spec.delay)
         task, queue, payload = spec.task.encode(), spec.queue.encode(), spec.payload.encode()
-        block += struct.pack("!hiqi", 10, 8, job_id, len(task)) + task
+        block += struct.pack("!hiqi", 11, 8, job_id, len(task)) + task
         block += struct.pack("!ib", len(payload) + 1, 1) + payload
         block += struct.pack("!i", len(queue)) + queue
         block += struct.pack("!ihiqih", 2, spec.priority, 8, _microseconds(run_at - _EPOCH), 2, spec.max_attempts)
@@ -333,6 +623,11 @@ def copy_blocks(specs: Sequence[JobSpec], ids: Sequence[int], now: datetime) -> 
         else:
             meta = spec.meta.encode()
             block += struct.pack("!ib", len(meta) + 1, 1) + meta
+        if spec.group_key is None:
+            block += _NULL
+        else:
+            key = spec.group_key.encode()
+            block += struct.pack("!i", len(key)) + key
         if nth % _CHUNK == 0:
             yield bytes(block)
             block.clear()

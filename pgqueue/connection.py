@@ -1,6 +1,6 @@
 """Connections to PostgreSQL: how they are opened, pooled, and how a Statement is run on one.
 
-psycopg is the interface: there is no driver layer. Other libraries' connections (SQLAlchemy) are taken by
+psycopg is the interface: there is no driver layer. Other libraries' connections are taken by
 :mod:`pgqueue.integrations`; see :func:`run_on`.
 """
 
@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import psycopg
 from psycopg import conninfo
+from psycopg.pq import Format
+from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
 from pgqueue.bigints import Bigints, BigintsDumper
@@ -27,6 +29,7 @@ from pgqueue.errors import (
     DatabaseUnreachableError,
     InvalidJobError,
     InvalidPayloadError,
+    JobExistsError,
     PgqueueError,
     SchemaError,
 )
@@ -73,14 +76,16 @@ def connection_string(dsn: str, **extra: str) -> str:
 
 def run(connection: psycopg.Connection[Any], statement: Statement[T]) -> T:
     """Run a statement on a psycopg connection, inside whatever transaction it is in."""
-    with connection.cursor(binary=True) as cursor:
+    with psycopg.Cursor(connection, row_factory=tuple_row) as cursor:  # whatever cursors and rows the caller likes
+        cursor.format = Format.BINARY
         cursor.execute(statement.sql, statement.params)
         return statement.read(cursor.fetchall() if cursor.description else [])
 
 
 async def run_async(connection: psycopg.AsyncConnection[Any], statement: Statement[T]) -> T:
     """Run a statement on a psycopg async connection, inside whatever transaction it is in."""
-    async with connection.cursor(binary=True) as cursor:
+    async with psycopg.AsyncCursor(connection, row_factory=tuple_row) as cursor:
+        cursor.format = Format.BINARY
         await cursor.execute(statement.sql, statement.params)
         return statement.read(await cursor.fetchall() if cursor.description else [])
 
@@ -117,7 +122,8 @@ def _integration(connection: Any) -> Any:
             return importlib.import_module(f"pgqueue.integrations.{package}")
     raise TypeError(
         f"{type(connection).__name__} is no connection that pgqueue knows; give it a psycopg connection "
-        "(sync for enqueue_sync, async for enqueue) or a SQLAlchemy Session, AsyncSession or Connection"
+        "(sync for enqueue_sync, async for enqueue), a SQLAlchemy Session, AsyncSession or Connection, "
+        "an asyncpg Connection or django.db.connection"
     )
 
 
@@ -304,11 +310,19 @@ def translate(error: Exception) -> PgqueueError:
         return InvalidPayloadError(message)
     if state.startswith("22"):
         return InvalidJobError(message)
+    if state == "23505" and (holder := _detail(error)).isdigit():
+        return JobExistsError(message, int(holder))
     if state in {"42P01", "3F000", "42883"}:
         return SchemaError(f"{message}; run: pgq migrate")
     if state.startswith(("08", "57P")) or (isinstance(error, PoolTimeout | psycopg.OperationalError) and not state):
         return DatabaseUnreachableError(f"PostgreSQL can't be reached: {message}")
     return DatabaseError(message)
+
+
+def _detail(error: Exception) -> str:
+    """As psycopg says it; or asyncpg, perhaps behind SQLAlchemy's error for it."""
+    asked = (getattr(error, "diag", None), "message_detail"), (error, "detail"), (error.__cause__, "detail")
+    return next((str(detail) for source, name in asked if (detail := getattr(source, name, None))), "")
 
 
 def is_pooled(connection: psycopg.Connection[Any]) -> bool:

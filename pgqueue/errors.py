@@ -23,6 +23,10 @@ class InvalidPayloadError(InvalidJobError):
     """The payload is not JSON, too large, or does not fit the task's signature."""
 
 
+class InvalidScheduleError(InvalidJobError):
+    """A schedule whose expression, time zone or policy has no meaning, or that would never tick; nothing is written."""
+
+
 class UnknownTaskError(PgqueueError, LookupError):
     """The task is not registered here."""
 
@@ -47,6 +51,22 @@ class JobNotFoundError(PgqueueError, LookupError):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return type(self), (self.job_id,)
+
+
+class JobExistsError(PgqueueError):
+    """A job holds this unique_key, and ``on_conflict`` is ``raise``; ``job_id`` is that job's id."""
+
+    def __init__(self, message: str, job_id: int) -> None:
+        super().__init__(message)
+        self.job_id = job_id
+
+
+class BatchNotFoundError(PgqueueError):
+    """There is no such batch."""
+
+    def __init__(self, batch_id: int) -> None:
+        super().__init__(f"there is no batch {batch_id}")
+        self.batch_id = batch_id
 
 
 class JobStateError(PgqueueError):
@@ -102,8 +122,38 @@ class HandlerCrashedError(PgqueueError):
     """The child process of an isolated handler ended without an answer; counts as a failed attempt."""
 
 
+class BatchResultError(PgqueueError):
+    """A batch handler returned something that does not say how each of its jobs ended; all of them failed."""
+
+
+class ResourceError(PgqueueError):
+    """A resource could not be registered or found, or it did not start; the message holds the reason."""
+
+
 class CommandFailedError(PgqueueError):
     """A command run by ``pgq worker --exec`` ended with a status other than 0 or 75."""
+
+
+class ScheduleExistsError(PgqueueError):
+    """There is a schedule of this name already."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is a schedule {name!r} already; replace it, or give the new one another name")
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name,)
+
+
+class ScheduleNotFoundError(PgqueueError, LookupError):
+    """There is no schedule of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no schedule {name!r}; see: pgq schedule list")
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name,)
 
 
 class DatabaseError(PgqueueError):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from contextlib import asynccontextmanager, contextmanager
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 import orjson
@@ -14,10 +15,10 @@ from pgqueue.connection import run, run_async
 from pgqueue.durations import Duration, format_duration, parse_duration
 from pgqueue.errors import InvalidJobError, JobFailedError, LeaseLostError, PgqueueError, ResultTimeoutError
 from pgqueue.outcome import completed, dump_result
-from pgqueue.run import Run, current_run
+from pgqueue.run import BatchRun, Run, current_run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Iterator, Sequence
     from types import TracebackType
 
     import psycopg
@@ -30,12 +31,16 @@ _SLOWEST_LOOK: Final = 0.5
 
 
 class Job:
-    """A job in the queue. Outside a handler: its id and verbs. Inside its handler: also what this run is."""
+    """A job in the queue. Outside a handler: its id and verbs. Inside its handler: also what this run is.
 
-    __slots__ = ("_app", "_run", "id")
+    ``created``: False when the enqueue found another job that holds the unique_key, and this is that job.
+    """
 
-    def __init__(self, job_id: int, app: App, run: Run | None = None) -> None:
+    __slots__ = ("_app", "_run", "created", "id")
+
+    def __init__(self, job_id: int, app: App, run: Run | None = None, *, created: bool = True) -> None:
         self.id = job_id
+        self.created = created
         self._app = app
         self._run = run
 
@@ -148,6 +153,15 @@ class Job:
         return orjson.loads(meta) if meta else {}
 
     @property
+    def tick(self) -> datetime | None:
+        """The time that a schedule made it for, in UTC; None for a job of no schedule."""
+        meta = self.meta
+        try:
+            return datetime.fromisoformat(meta["tick"]).astimezone(UTC) if "schedule" in meta else None
+        except (KeyError, TypeError, ValueError):  # somebody's own meta
+            return None
+
+    @property
     def cancelled(self) -> bool:
         """Somebody asked to cancel it, or its lease is lost: a long handler in a thread looks here and stops."""
         return self._running().cancelled
@@ -162,6 +176,14 @@ class Job:
             raise InvalidJobError(f"progress must be 0.0 to 1.0, not {value!r}")
         self._running().tell(dump_result({"value": value} if note is None else {"value": value, "note": note}))
 
+    async def upstream_results(self) -> dict[int, Any]:
+        """What the jobs that this one depends on have returned, by id; those of a batch, too. None where nothing."""
+        return _results(await self._app.aclient.upstream(self.id))
+
+    def upstream_results_sync(self) -> dict[int, Any]:
+        """See :meth:`upstream_results`."""
+        return _results(self._app.client.upstream(self.id))
+
     def set_result(self, value: Any) -> None:
         """The result that :meth:`transaction` commits; without it the result of such a job is None."""
         self._running().result = value
@@ -175,7 +197,7 @@ class Job:
         Raises:
             LeaseLostError: at the end of the block, when this run's lease was lost; everything is rolled back.
         """
-        return Transaction(self._app, self._running())
+        return Transaction(self._app, [self._running()])
 
     def _running(self) -> Run:
         if self._run is None:
@@ -186,9 +208,9 @@ class Job:
 class Transaction:
     """What :meth:`Job.transaction` answers: a context for async and for sync handlers."""
 
-    def __init__(self, app: App, run: Run) -> None:
+    def __init__(self, app: App, runs: Sequence[Run]) -> None:
         self._app = app
-        self._run = run
+        self._runs = runs
 
     async def __aenter__(self) -> psycopg.AsyncConnection[Any]:
         self._async = self._open_async()
@@ -214,7 +236,7 @@ class Transaction:
             async with connection.transaction():
                 yield connection
                 self._check(await run_async(connection, self._completion()))
-            self._run.land()
+            self._land()
 
     @contextmanager
     def _open_sync(self) -> Iterator[psycopg.Connection[Any]]:
@@ -222,31 +244,41 @@ class Transaction:
             with connection.transaction():
                 yield connection
                 self._check(run(connection, self._completion()))
-            self._run.land()
+            self._land()
 
     def _completion(self) -> statements.Statement[list[tuple[int, int]]]:
-        outcome = completed(self._run.result)
-        return statements.finish([(self._run.id, self._run.token, outcome)], [], schema=self._app.schema)
+        landings = [(run.id, run.token, completed(run.result)) for run in self._runs]
+        return statements.finish(landings, [], schema=self._app.schema)
 
     def _check(self, lost: list[tuple[int, int]]) -> None:
         if lost:
-            raise LeaseLostError(self._run.id)
+            raise LeaseLostError(lost[0][0])
+
+    def _land(self) -> None:
+        for one in self._runs:
+            one.land()
 
 
 def current_job() -> Job:
     """The job whose handler is running here.
 
     Raises:
-        PgqueueError: no handler is running in this task or thread.
+        PgqueueError: no handler is running in this task or thread, or one that runs a batch of jobs.
     """
     run = current_run.get()
     if run is None:
         raise PgqueueError("no job is running here; current_job() is for handlers")
+    if isinstance(run, BatchRun):
+        raise PgqueueError(f"{run.task!r} runs a batch of jobs; give its function a parameter annotated pgqueue.Jobs")
     return Job(run.id, run.app, run)
 
 
 def _length(timeout: Duration | None) -> str:
     return format_duration(parse_duration(timeout or 0, "timeout"))
+
+
+def _results(records: list[JobRecord]) -> dict[int, Any]:
+    return {record.id: record.result for record in records}
 
 
 def _result_of(record: JobRecord) -> Any:

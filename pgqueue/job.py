@@ -6,12 +6,15 @@ import json
 import math
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
-from typing import Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import orjson
 
 from pgqueue.durations import Duration, format_duration, parse_duration
 from pgqueue.errors import InvalidJobError, InvalidPayloadError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 DEFAULT_QUEUE: Final = "default"
 DEFAULT_PRIORITY: Final = 5
@@ -25,7 +28,10 @@ PRIORITIES: Final = {"high": 2, "normal": 5, "low": 8}
 _FIRST_YEAR: Final = datetime(1970, 1, 1, tzinfo=UTC)  # to 9998: what every client can read back
 _LAST_YEAR: Final = datetime(9999, 1, 1, tzinfo=UTC)
 FINISHED: Final = frozenset({"completed", "dead", "cancelled"})
-STATES: Final = ("available", "scheduled", "retrying", "running", "completed", "dead", "cancelled")
+ON_CONFLICT: Final = ("skip", "replace", "raise")
+ON_DEAD: Final = ("cancel", "continue", "hold")
+MOST_UPSTREAMS: Final = 10_000
+STATES: Final = ("available", "scheduled", "retrying", "blocked", "running", "completed", "dead", "cancelled")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +47,16 @@ class JobSpec:
         run_at: start at this time; must carry a time zone.
         max_attempts: 1 to 32767, the first run included.
         timeout: longest run of one attempt; None: the task's own.
-        unique_key: at most one live job has it; enqueueing again answers the id of that job.
+        unique_key: at most one live job has it.
+        unique_for: the key is held for this long from now, even when the job ends before.
+        on_conflict: what to do when the key is held: ``skip`` (answer the job that holds it), ``replace`` (give that
+            job the newer payload, run_at, priority and meta; if it runs already, a new job takes over its key), or
+            ``raise`` (JobExistsError).
+        group_key: jobs of one queue with the same key run one at a time, in the order in which they were enqueued;
+            or as the queue's limits per key say.
+        depends_on: ids of jobs or batches that have to end first, at most 10,000.
+        on_dead: what it means that one of them ends as dead or cancelled: ``cancel`` this job, too; ``continue`` as if
+            it had completed; ``hold`` until an operator has retried it and it completes.
         meta: a small JSON object that travels with the job (tags, trace context).
     """
 
@@ -55,6 +70,16 @@ class JobSpec:
     timeout: timedelta | None = None
     unique_key: str | None = None
     meta: str | None = None
+    group_key: str | None = None
+    unique_for: timedelta | None = None
+    on_conflict: str = "skip"
+    depends_on: tuple[int, ...] = ()
+    on_dead: str = "cancel"
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is inserted and no more: no key, no dependency."""
+        return self.unique_key is None and self.group_key is None and not self.depends_on
 
     @classmethod
     def make(
@@ -70,6 +95,11 @@ class JobSpec:
         timeout: Duration | None = None,
         unique_key: str | None = None,
         meta: dict[str, Any] | None = None,
+        group_key: str | None = None,
+        unique_for: Duration | None = None,
+        on_conflict: str = "skip",
+        depends_on: Iterable[Any] = (),
+        on_dead: str = "cancel",
     ) -> Self:
         """Check and convert what a person wrote. ``payload`` is any JSON value; None means ``{}``.
 
@@ -79,6 +109,8 @@ class JobSpec:
         """
         if delay is not None and run_at is not None:
             raise InvalidJobError("say delay or run_at, not both")
+        if unique_for is not None and unique_key is None:
+            raise InvalidJobError("unique_for needs a unique_key")
         return cls(
             task=check_text(task, "task", MAX_NAME_LENGTH),
             payload="{}" if payload is None else dump_payload(payload),
@@ -90,17 +122,28 @@ class JobSpec:
             timeout=parse_timeout(timeout),
             unique_key=None if unique_key is None else check_text(unique_key, "unique_key", MAX_KEY_LENGTH),
             meta=None if meta is None else _dump_meta(meta),
+            group_key=None if group_key is None else check_text(group_key, "group_key", MAX_KEY_LENGTH),
+            unique_for=None if unique_for is None else _check_period(unique_for),
+            on_conflict=_check_word(on_conflict, "on_conflict", ON_CONFLICT),
+            depends_on=_check_upstreams(depends_on),
+            on_dead=_check_word(on_dead, "on_dead", ON_DEAD),
         )
 
     def changed(self, **options: Any) -> Self:
         """The same job with other options; checks as :meth:`make` does."""
         if not options:
             return self
+        if "unique_for" in options and "unique_key" not in options:
+            options = {**options, "unique_key": self.unique_key}
         checked = type(self).make(self.task, **options)
         spec = replace(self, **{name: getattr(checked, name) for name in options})
         if spec.delay is not None and spec.run_at is not None:
             raise InvalidJobError("say delay or run_at, not both")
         return spec
+
+    def with_meta(self, **more: Any) -> Self:
+        """The same job with more in its ``meta``; what is there under another name stays."""
+        return self.changed(meta={**orjson.loads(self.meta or "{}"), **more})
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +171,10 @@ class JobRecord:
     result: Any = None
     errors: list[dict[str, Any]] = field(default_factory=list)
     meta: dict[str, Any] = field(default_factory=dict)
+    group_key: str | None = None
+    batch_id: int | None = None
+    depends_on: list[int] = field(default_factory=list)
+    pending: int = 0
 
     @classmethod
     def from_row(cls, row: tuple[Any, ...]) -> Self:
@@ -135,7 +182,8 @@ class JobRecord:
         facts = dict(zip(cls.__slots__, row, strict=True))
         for name in ("payload", "progress", "result"):
             facts[name] = _load_json(facts[name])
-        return cls(**{**facts, "errors": _load_json(facts["errors"]) or [], "meta": _load_json(facts["meta"]) or {}})
+        return cls(**{**facts, "errors": _load_json(facts["errors"]) or [], "meta": _load_json(facts["meta"]) or {},
+                      "depends_on": facts["depends_on"] or []})  # fmt: skip
 
     @property
     def finished(self) -> bool:
@@ -266,6 +314,32 @@ def _check_attempts(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_ATTEMPTS:
         raise InvalidJobError(f"max_attempts must be 1 to {MOST_ATTEMPTS}, not {value!r}")
     return value
+
+
+def _check_period(value: Duration) -> timedelta:
+    period = parse_duration(value, "unique_for")
+    if not period:
+        raise InvalidJobError("unique_for must be positive")
+    return period
+
+
+def _check_word(value: Any, what: str, words: tuple[str, ...]) -> str:
+    if value not in words:
+        raise InvalidJobError(f"{what} must be {', '.join(words[:-1])} or {words[-1]}; not {value!r}")
+    return str(value)
+
+
+def _check_upstreams(values: Iterable[Any]) -> tuple[int, ...]:
+    """Ids, or handles that have an ``id``."""
+    ids = []
+    for value in values:
+        upstream = getattr(value, "id", value)
+        if not isinstance(upstream, int) or isinstance(upstream, bool) or not 0 < upstream < 2**63:
+            raise InvalidJobError(f"depends_on must name jobs or batches by their ids, not {value!r}")
+        ids.append(upstream)
+    if len(ids) > MOST_UPSTREAMS:
+        raise InvalidJobError(f"depends_on must name at most {MOST_UPSTREAMS} jobs; let a batch stand for more")
+    return tuple(dict.fromkeys(ids))
 
 
 def parse_timeout(value: Duration | None) -> timedelta | None:

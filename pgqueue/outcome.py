@@ -20,7 +20,7 @@ class Outcome:
     """One run's end: what finish.sql is told about it.
 
     Attributes:
-        verdict: completed | dead | cancelled | retry | snooze | release.
+        verdict: completed | dead | cancelled | retry | pass | snooze | release.
         result: JSON text of what the handler returned.
         error: JSON text of what went wrong.
         delay: seconds until it may run again; 0: its place is kept.

@@ -19,3 +19,8 @@ async def prune(database: Runner, schema: str) -> list[str]:
     for line in done:
         log.info("history: %s", line)
     return done
+
+
+async def tidy(database: Runner, schema: str) -> None:
+    """Forget throttles and token buckets that have run out."""
+    await database.arun(statements.tidy(schema=schema))

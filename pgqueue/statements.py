@@ -6,22 +6,25 @@ The logic that the sync and the async client share lives here, so that neither r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import orjson
 
 from pgqueue.bigints import pack_bigints
 from pgqueue.job import JobRecord, JobSpec
+from pgqueue.schedule import ScheduleRecord, Waiting
 from pgqueue.sql import load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime, timedelta
 
     from pgqueue.outcome import Outcome
+    from pgqueue.schedule import Plan, ScheduleSpec
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+COLUMNS: Final = 11  # of a claimed job; claim_managed.sql answers its group_key, too
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,58 @@ class Statement(Generic[T]):
 
 
 @dataclass(frozen=True, slots=True)
+class Submitted:
+    """What an enqueue answers: the job that is there now. ``created`` is false when another one held the unique_key."""
+
+    id: int
+    created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRecord:
+    """A batch and how far it is: ``total`` jobs, of which so many have ended, and how."""
+
+    id: int
+    name: str | None
+    total: int
+    completed: int
+    dead: int
+    cancelled: int
+    created_at: datetime
+    finished_at: datetime | None
+
+    @property
+    def pending(self) -> int:
+        """Jobs that have not ended."""
+        return self.total - self.completed - self.dead - self.cancelled
+
+    @property
+    def finished(self) -> bool:
+        """Whether every job has ended."""
+        return self.pending <= 0
+
+    @property
+    def progress(self) -> float:
+        """The share of jobs that have ended, 0.0 to 1.0."""
+        return 1.0 if self.total <= 0 else 1 - self.pending / self.total
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSettings:
+    """What is set for a queue; see :meth:`pgqueue.Client.limit_queue` for the limits. None: no such limit."""
+
+    name: str
+    paused: bool
+    max_running: int | None
+    per_key: int
+    rate: float | None
+    burst: int | None
+    key_rate: float | None
+    key_burst: int | None
+    ageing: timedelta | None
+
+
+@dataclass(frozen=True, slots=True)
 class QueueStats:
     """What waits, runs and has ended in one queue. ``oldest_ready_seconds``: age of the oldest due job, 0 if none."""
 
@@ -42,6 +97,7 @@ class QueueStats:
     available: int
     scheduled: int
     retrying: int
+    blocked: int
     running: int
     completed: int
     dead: int
@@ -91,20 +147,54 @@ class Lanes:
 # -- in the caller's transaction ------------------------------------------------------------------------------------
 
 
-def enqueue(spec: JobSpec, *, schema: str) -> Statement[int]:
-    """Insert one job; answers its id, or that of the live job which holds its unique_key."""
+def submit(spec: JobSpec, *, schema: str) -> Statement[Submitted]:
+    """Insert one job; answers it, or the job which holds its unique_key."""
     params = {
         "task": spec.task, "payload": spec.payload, "queue": spec.queue, "priority": spec.priority,
         "delay": spec.delay, "run_at": spec.run_at, "max_attempts": spec.max_attempts, "timeout": spec.timeout,
         "unique_key": spec.unique_key, "meta": spec.meta,
     }  # fmt: skip
-    return Statement(load("enqueue", schema), params, _scalar)
+    if spec.plain:
+        return Statement(load("enqueue", schema), params, lambda rows: Submitted(rows[0][0], created=True))
+    params |= {
+        "group_key": spec.group_key, "unique_for": spec.unique_for, "on_conflict": spec.on_conflict,
+        "depends_on": list(spec.depends_on) or None, "on_dead": spec.on_dead,
+    }  # fmt: skip
+    return Statement(load("submit", schema), params, lambda rows: Submitted(*rows[0]))
+
+
+def enqueue(spec: JobSpec, *, schema: str) -> Statement[int]:
+    """The same, for who needs no more than the id."""
+    full = submit(spec, schema=schema)
+    return Statement(full.sql, full.params, _scalar)
+
+
+def submit_many(
+    specs: Sequence[JobSpec],
+    *,
+    batch_id: int | None = None,
+    after: Mapping[int, Sequence[int]] | None = None,
+    schema: str,
+) -> Statement[list[Submitted]]:
+    """Insert many jobs, all or none; answers them in the order given.
+
+    ``after``: for a job's index the indexes of earlier ones that it depends on, besides its ``depends_on``.
+    """
+    after = after or {}
+    jobs = orjson.dumps([_as_arguments(spec, after.get(nth)) for nth, spec in enumerate(specs)]).decode()
+    params = {"jobs": jobs, "batch_id": batch_id}
+    return Statement(load("submit_many", schema), params, lambda rows: [Submitted(*row) for row in rows])
 
 
 def enqueue_many(specs: Sequence[JobSpec], *, schema: str) -> Statement[list[int]]:
-    """Insert many jobs, all or none; answers their ids in the order given."""
-    jobs = orjson.dumps([_as_arguments(spec) for spec in specs]).decode()
-    return Statement(load("enqueue_many", schema), {"jobs": jobs}, _column)
+    """The same, for who needs no more than the ids."""
+    full = submit_many(specs, schema=schema)
+    return Statement(full.sql, full.params, _column)
+
+
+def create_batch(name: str | None, *, schema: str) -> Statement[int]:
+    """A new batch, to be filled in the same transaction; answers its id."""
+    return Statement(load("create_batch", schema), {"name": name}, _scalar)
 
 
 def reserve_ids(count: int, *, schema: str) -> Statement[list[int]]:
@@ -155,6 +245,17 @@ def resume(queue: str, *, schema: str) -> Statement[bool]:
     return Statement(load("resume", schema), {"queue": queue}, _scalar)
 
 
+def limit_queue(queue: str, limits: dict[str, Any], *, schema: str) -> Statement[dict[str, Any]]:
+    """Change a queue's limits; answers them all."""
+    params = {"queue": queue, "limits": orjson.dumps(limits).decode()}
+    return Statement(load("limit_queue", schema), params, lambda rows: orjson.loads(rows[0][0]))
+
+
+def cancel_batch(batch_id: int, *, schema: str) -> Statement[int | None]:
+    """Cancel a batch's live jobs; answers how many ended at once, None: no such batch."""
+    return Statement(load("cancel_batch", schema), {"batch_id": batch_id}, _scalar)
+
+
 def set_retention(state: str, keep: timedelta, *, schema: str) -> Statement[str | None]:
     """How long an outcome is kept in history."""
     return Statement(load("set_retention", schema), {"state": state, "keep": keep}, _scalar)
@@ -175,12 +276,40 @@ def list_jobs(
 ) -> Statement[list[JobRecord]]:
     """Jobs, newest id first; ``before`` continues from a page's last id."""
     params = {"queue": queue, "task": task, "state": state, "before": before, "limit": limit}
-    return Statement(load("list_jobs", schema), params, lambda rows: [JobRecord.from_row(row) for row in rows])
+    return Statement(load("list_jobs", schema), params, _records)
+
+
+def list_upstream(job_id: int, *, schema: str) -> Statement[list[JobRecord]]:
+    """The jobs that this one depends on, members of batches included."""
+    return Statement(load("list_upstream", schema), {"job_id": job_id}, _records)
+
+
+def tree(job_id: int, *, schema: str) -> Statement[list[JobRecord]]:
+    """A job with all that it depends on and all that depend on it."""
+    return Statement(load("tree", schema), {"job_id": job_id}, _records)
 
 
 def queue_stats(*, schema: str) -> Statement[list[QueueStats]]:
     """What waits, runs and has ended, per queue."""
     return Statement(load("queue_stats", schema), None, lambda rows: [QueueStats(*row) for row in rows])
+
+
+def get_batch(batch_id: int, *, schema: str) -> Statement[BatchRecord | None]:
+    """One batch and its counts."""
+    return Statement(
+        load("get_batch", schema), {"batch_id": batch_id}, lambda rows: BatchRecord(*rows[0]) if rows else None
+    )
+
+
+def list_batches(unfinished: bool, before: int | None, limit: int, *, schema: str) -> Statement[list[BatchRecord]]:
+    """Batches, newest id first; ``before`` continues from a page's last id."""
+    params = {"unfinished": unfinished, "before": before, "limit": limit}
+    return Statement(load("list_batches", schema), params, lambda rows: [BatchRecord(*row) for row in rows])
+
+
+def list_queues(*, schema: str) -> Statement[list[QueueSettings]]:
+    """The settings of the queues that have any."""
+    return Statement(load("list_queues", schema), None, lambda rows: [QueueSettings(*row) for row in rows])
 
 
 def list_workers(*, schema: str) -> Statement[list[WorkerRecord]]:
@@ -191,6 +320,71 @@ def list_workers(*, schema: str) -> Statement[list[WorkerRecord]]:
 def retention(*, schema: str) -> Statement[dict[str, timedelta]]:
     """How long each outcome is kept."""
     return Statement(load("retention", schema), None, lambda rows: {state: keep for state, keep in rows})  # noqa: C416
+
+
+# -- schedules ------------------------------------------------------------------------------------------------------
+
+
+def add_schedule(spec: ScheduleSpec, replace: bool, *, schema: str) -> Statement[ScheduleRecord | None]:
+    """Add a schedule, or with ``replace`` change the one of this name; None: there is one, and it stays."""
+    params = {name: getattr(spec, name) for name in spec.__slots__}
+    return Statement(load("add_schedule", schema), {**params, "replace": replace}, _schedule)
+
+
+def get_schedule(name: str, *, schema: str) -> Statement[ScheduleRecord | None]:
+    """One schedule."""
+    return Statement(load("list_schedules", schema), {"name": name}, _schedule)
+
+
+def list_schedules(*, schema: str) -> Statement[list[ScheduleRecord]]:
+    """Every schedule, by name."""
+    return Statement(
+        load("list_schedules", schema), {"name": None}, lambda rows: [ScheduleRecord.from_row(row) for row in rows]
+    )
+
+
+def pause_schedule(name: str, *, schema: str) -> Statement[bool | None]:
+    """Let a schedule not tick; answers whether that was a change, None: no such schedule."""
+    return Statement(load("pause_schedule", schema), {"name": name}, _scalar)
+
+
+def resume_schedule(name: str, *, schema: str) -> Statement[bool | None]:
+    """Let a schedule tick again; answers whether that was a change, None: no such schedule."""
+    return Statement(load("resume_schedule", schema), {"name": name}, _scalar)
+
+
+def remove_schedule(name: str, *, schema: str) -> Statement[bool | None]:
+    """Delete a schedule; answers True, None: no such schedule."""
+    return Statement(load("remove_schedule", schema), {"name": name}, lambda rows: rows[0][0] or None)
+
+
+def backfill(name: str, ticks: Sequence[datetime], *, schema: str) -> Statement[list[int]]:
+    """Enqueue a job for each of these past ticks that has not fired; answers their ids."""
+    return Statement(load("backfill", schema), {"name": name, "ticks": list(ticks)}, _column)
+
+
+def declare_schedules(specs: Sequence[ScheduleSpec], *, schema: str) -> Statement[list[str]]:
+    """Write what the code declares, where that has changed; answers the names written."""
+    schedules = orjson.dumps([spec.as_dict() for spec in specs]).decode()
+    return Statement(load("declare_schedules", schema), {"schedules": schedules}, _column)
+
+
+def due_schedules(horizon: timedelta, *, schema: str) -> Statement[list[Waiting]]:
+    """The schedules that tick within the horizon."""
+    return Statement(load("due_schedules", schema), {"horizon": horizon}, lambda rows: [Waiting(*row) for row in rows])
+
+
+def tick(
+    plans: Sequence[Plan], looked_at: datetime, *, schema: str
+) -> Statement[list[tuple[str, datetime | None, int | None]]]:
+    """Fire what is due; answers (schedule, tick, job id) of what was settled here and not by another worker."""
+    params = {"plans": orjson.dumps([plan.as_dict() for plan in plans]).decode(), "looked_at": looked_at}
+    return Statement(load("tick", schema), params, lambda rows: [(row[0], row[1], row[2]) for row in rows])
+
+
+def forget_ticks(*, schema: str) -> Statement[int]:
+    """Forget which ticks fired more than 30 days ago; answers how many."""
+    return Statement(load("forget_ticks", schema), None, _scalar)
 
 
 # -- the engine -----------------------------------------------------------------------------------------------------
@@ -207,11 +401,47 @@ def claim(
     return Statement(load("claim", schema), params, sorted)
 
 
+def claim_managed(
+    queue: str, marks: Lanes, tasks: list[str] | None, limit: int, token: int, lease: timedelta, worker: str,
+    hints: Sequence[str] = (), *, schema: str,
+) -> Statement[list[Row]]:  # fmt: skip
+    """Claim from one queue with keys or limits; ``marks``: its ten lanes, by priority; ``hints``: keys to look at.
+
+    Answers what claim answers, each row with its group_key at the end; large payloads are None: see :func:`payloads`.
+    """
+    params = {
+        "queue": queue, "mark_ats": marks.mark_ats, "mark_ids": marks.mark_ids, "hints": list(hints),
+        "tasks": tasks, "limit": limit, "token": token, "lease": lease, "worker": worker,
+    }  # fmt: skip
+    return Statement(load("claim_managed", schema), params, sorted)
+
+
+def payloads(ids: Sequence[int], token: int, *, schema: str) -> Statement[dict[int, str]]:
+    """The payloads of jobs that run under this lease."""
+    return Statement(load("payloads", schema), {"ids": list(ids), "token": token}, dict)
+
+
+def lacks_payloads(rows: Sequence[Row]) -> bool:
+    """Whether claim_managed left the payloads out."""
+    return any(row[5] is None for row in rows)
+
+
+def filled(rows: Sequence[Row], payloads: Mapping[int, str]) -> list[Row]:
+    """The rows with these payloads; without those that are no longer held."""
+    return [(*row[:5], payloads[row[2]], *row[6:]) for row in rows if row[2] in payloads]
+
+
+def managed_queues(queues: list[str], *, schema: str) -> Statement[list[str]]:
+    """Which of these queues are served by claim_managed."""
+    return Statement(load("managed_queues", schema), {"queues": queues}, _column)
+
+
 def next_due(
     queues: list[str], priorities: list[int], tasks: list[str] | None, *, schema: str
-) -> Statement[float | None]:
-    """Seconds until the next waiting job of these lanes is due."""
-    return Statement(load("next_due", schema), {"queues": queues, "priorities": priorities, "tasks": tasks}, _scalar)
+) -> Statement[tuple[float | None, list[str]]]:
+    """Seconds until the next waiting job of these lanes is due; and which queues are served by claim_managed."""
+    params = {"queues": queues, "priorities": priorities, "tasks": tasks}
+    return Statement(load("next_due", schema), params, lambda rows: (rows[0][0], rows[0][1]))
 
 
 def finish(
@@ -256,14 +486,20 @@ def progress(reports: Sequence[tuple[int, int, str]], *, schema: str) -> Stateme
     return Statement(load("progress", schema), {"ids": ids, "tokens": tokens, "progress": texts}, _nothing)
 
 
-def sweep(limit: int = 100, *, schema: str) -> Statement[list[Swept]]:
-    """Recover the jobs of up to ``limit`` expired leases."""
-    return Statement(load("sweep", schema), {"limit": limit}, lambda rows: [Swept(*row) for row in rows])
+def sweep(limit: int = 100, *, settle: bool = True, schema: str) -> Statement[list[Swept]]:
+    """Recover the jobs of up to ``limit`` expired leases; without ``settle`` not those that end and are waited for."""
+    params = {"limit": limit, "settle": settle}
+    return Statement(load("sweep", schema), params, lambda rows: [Swept(*row) for row in rows])
 
 
 def prune(*, schema: str) -> Statement[list[str]]:
     """Create the coming partitions of history, drop the old ones; answers what was done."""
     return Statement(load("prune", schema), None, _column)
+
+
+def tidy(*, schema: str) -> Statement[None]:
+    """Forget throttles and token buckets that have run out."""
+    return Statement(load("tidy", schema), None, _nothing)
 
 
 def heartbeat(
@@ -291,7 +527,7 @@ def sign_off(name: str, *, schema: str) -> Statement[None]:
     return Statement(load("sign_off", schema), {"name": name}, _nothing)
 
 
-def _as_arguments(spec: JobSpec) -> dict[str, Any]:
+def _as_arguments(spec: JobSpec, after: Sequence[int] | None = None) -> dict[str, Any]:
     arguments: dict[str, Any] = {
         "task": spec.task, "payload": orjson.Fragment(spec.payload), "queue": spec.queue, "priority": spec.priority,
         "max_attempts": spec.max_attempts,
@@ -302,10 +538,28 @@ def _as_arguments(spec: JobSpec) -> dict[str, Any]:
         arguments["run_at"] = spec.run_at
     if spec.timeout is not None:
         arguments["timeout"] = f"{spec.timeout.total_seconds():.6f} seconds"
-    if spec.unique_key is not None:
-        arguments["unique_key"] = spec.unique_key
+    if not spec.plain:
+        arguments |= _linking_arguments(spec)
+    if after:
+        arguments |= {"after": list(after), "on_dead": spec.on_dead}
     if spec.meta is not None:
         arguments["meta"] = orjson.Fragment(spec.meta)
+    return arguments
+
+
+def _linking_arguments(spec: JobSpec) -> dict[str, Any]:
+    """Only what is said: an element with other options than a key is inserted by itself."""
+    arguments: dict[str, Any] = {}
+    if spec.unique_key is not None:
+        arguments["unique_key"] = spec.unique_key
+    if spec.group_key is not None:
+        arguments["group_key"] = spec.group_key
+    if spec.unique_for is not None:
+        arguments["unique_for"] = f"{spec.unique_for.total_seconds():.6f} seconds"
+    if spec.on_conflict != "skip":
+        arguments["on_conflict"] = spec.on_conflict
+    if spec.depends_on:
+        arguments |= {"depends_on": list(spec.depends_on), "on_dead": spec.on_dead}
     return arguments
 
 
@@ -328,6 +582,14 @@ def _column(rows: list[Row]) -> list[Any]:
 
 def _held(rows: list[Row]) -> dict[int, tuple[bool, bool]]:
     return {row[0]: (row[1], row[2]) for row in rows}
+
+
+def _schedule(rows: list[Row]) -> ScheduleRecord | None:
+    return ScheduleRecord.from_row(rows[0]) if rows else None
+
+
+def _records(rows: list[Row]) -> list[JobRecord]:
+    return [JobRecord.from_row(row) for row in rows]
 
 
 def _nothing(rows: list[Row]) -> None:  # noqa: ARG001

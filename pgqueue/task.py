@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, ParamSpec, Self, TypedDict, TypeVar
 
+import orjson
+
 from pgqueue.backoff import Backoff, Exponential
-from pgqueue.errors import InvalidJobError, InvalidPayloadError
+from pgqueue.errors import InvalidJobError, InvalidPayloadError, InvalidScheduleError
 from pgqueue.handle import Job
 from pgqueue.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_QUEUE, JobSpec, parse_timeout
+from pgqueue.schedule import ScheduleSpec
 from pgqueue.signature import Arguments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from datetime import datetime, timedelta
     from typing import Unpack
 
     from pgqueue.app import App
     from pgqueue.durations import Duration
     from pgqueue.run import Run
+    from pgqueue.schedule import ScheduleOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -40,6 +45,11 @@ class Options(TypedDict, total=False):
     timeout: Duration | None
     unique_key: str | None
     meta: dict[str, Any] | None
+    group_key: str | None
+    unique_for: Duration | None
+    on_conflict: str
+    depends_on: Iterable[Any]
+    on_dead: str
 
 
 class Task(Generic[P, R]):
@@ -62,21 +72,33 @@ class Task(Generic[P, R]):
         retry_on: Mapping[type[BaseException], Backoff] | None = None,
         isolation: Literal["process"] | None = None,
         raw: bool = False,
+        unique_key: str | Callable[..., str] | None = None,
+        unique_for: Duration | None = None,
+        on_conflict: str = "skip",
+        group_key: str | Callable[..., str] | None = None,
+        group_retry: Literal["hold", "pass"] = "hold",
     ) -> None:
         self.app = app
         self.function = function
         self.name = name or f"{_module_of(function)}.{function.__qualname__}"
         self.spec = JobSpec.make(self.name, queue=queue, priority=priority, max_attempts=max_attempts)
+        self.keys = Keys(self.name, unique_key, unique_for, on_conflict, group_key)
+        if group_retry not in {"hold", "pass"}:
+            raise InvalidJobError(f"task {self.name!r}: group_retry must be 'hold' or 'pass', not {group_retry!r}")
+        self.group_retry = group_retry
         self.timeout: timedelta | None = parse_timeout(timeout)
         self.retry: Backoff = retry or Exponential()
         self.retry_on = dict(retry_on or {})
         self.kind: Kind = _kind(function, isolation, self.name)
-        self.arguments = Arguments(function, self.name, raw=raw, job_type=Job)
+        self.arguments = self._read_arguments(raw=raw)
         self.__doc__ = function.__doc__
         self.__wrapped__ = function
         self.__name__ = getattr(function, "__name__", self.name)
         self.__qualname__ = getattr(function, "__qualname__", self.name)
         self.__module__ = function.__module__
+
+    def _read_arguments(self, *, raw: bool) -> Arguments:
+        return Arguments(self.function, self.name, raw=raw, job_type=Job, resources=self.app.resources.keys)
 
     def bind(self, run: Run) -> dict[str, Any]:
         """The keyword arguments of one run; raises InvalidPayloadError when the payload does not fit."""
@@ -123,10 +145,26 @@ class Task(Generic[P, R]):
         """Enqueue in the transaction of this connection or session: the job exists exactly when it commits.
 
         Args:
-            connection: a psycopg Connection or AsyncConnection, or a SQLAlchemy Session, AsyncSession, Connection
-                or AsyncConnection (sync ones for ``enqueue_sync``, async ones for ``enqueue``).
+            connection: a psycopg Connection or AsyncConnection, a SQLAlchemy Session, AsyncSession, Connection or
+                AsyncConnection, an asyncpg Connection, or ``django.db.connection`` (sync ones for
+                ``enqueue_sync``, async ones for ``enqueue``).
         """
         return Call(self).using(connection)
+
+    def schedule(self, expression: str, **options: Unpack[ScheduleOptions]) -> ScheduleSpec:
+        """Declare that it runs at the times of an expression; see :meth:`pgqueue.App.schedule`."""
+        given: dict[str, Any] = dict(options)
+        name, payload = given.pop("name", self.name), given.pop("payload", {})
+        policy = {word: given.pop(word) for word in ("tz", "misfire", "grace", "overlap") if word in given}
+        call: Any = Call(self).options(**given)
+        if not self.arguments.raw and not isinstance(payload, dict):
+            raise InvalidPayloadError(f"schedule {name!r}: payload must be a dict of the task's arguments")
+        job = call.job(payload) if self.arguments.raw else call.job(**payload)
+        spec = ScheduleSpec.of_job(name, expression, job, **policy)
+        if spec.name in self.app.schedules:
+            raise InvalidScheduleError(f"there is already a schedule {spec.name!r}; give one of them another name")
+        self.app.schedules[spec.name] = spec
+        return spec
 
     def backoff_for(self, error: BaseException) -> Backoff | None:
         """The policy for this failure: the most specific class in ``retry_on``, else ``retry``; None: no retry."""
@@ -136,6 +174,49 @@ class Task(Generic[P, R]):
             if cls in self.retry_on:
                 return self.retry_on[cls]
         return self.retry
+
+
+def all_arguments(*_args: Any, **_kwargs: Any) -> str:
+    """As a task's ``unique_key`` or ``group_key``: made from the task's name and all its arguments."""
+    raise NotImplementedError("it is recognised by itself, not called")
+
+
+class Keys:
+    """The keys of a task's jobs: fixed, or made from their arguments."""
+
+    def __init__(
+        self,
+        task: str,
+        unique_key: str | Callable[..., str] | None,
+        unique_for: Duration | None,
+        on_conflict: str,
+        group_key: str | Callable[..., str] | None,
+    ) -> None:
+        self._task = task
+        self._keys = {
+            name: key for name, key in (("unique_key", unique_key), ("group_key", group_key)) if key is not None
+        }
+        self._fixed: dict[str, Any] = {}
+        if unique_for is not None:
+            self._fixed["unique_for"] = unique_for
+        if on_conflict != "skip":
+            self._fixed["on_conflict"] = on_conflict
+        for key in self._keys.values():
+            if not (isinstance(key, str) or callable(key)):
+                raise InvalidJobError(f"task {task!r}: a key is text, or a function of the arguments; not {key!r}")
+        JobSpec.make(task, **{**self._fixed, **dict.fromkeys(self._keys, "checked")})
+
+    def options(self, payload: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What one call's job gets."""
+        if not self._keys:
+            return self._fixed
+        return {**self._fixed, **{name: self._make(key, payload, args, kwargs) for name, key in self._keys.items()}}
+
+    def _make(self, key: Any, payload: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if key is all_arguments:
+            same = orjson.dumps(orjson.loads(payload), option=orjson.OPT_SORT_KEYS)
+            return f"{self._task}:{hashlib.sha256(same).hexdigest()[:32]}"
+        return key(*args, **kwargs) if callable(key) else key
 
 
 class Call(Generic[P]):
@@ -160,17 +241,31 @@ class Call(Generic[P]):
         """The job as a value; nothing is written."""
         base, payload = self._task.spec, self._task.arguments.dump(args, kwargs)
         spec = JobSpec(base.task, payload, base.queue, base.priority, max_attempts=base.max_attempts)
-        return spec.changed(**self._options)
+        return spec.changed(**{**self._task.keys.options(payload, args, kwargs), **self._options})
 
     async def enqueue(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """Have a worker run it with these arguments; see :meth:`Task.enqueue`."""
         app = self._task.app
-        return Job(await app.aclient.enqueue(self.job(*args, **kwargs), connection=self._connection), app)
+        spec = self.job(*args, **kwargs)
+        if app.middleware.wraps_enqueues:
+            async with app.middleware.around_enqueue_async([spec]) as sending:
+                answer = await app.aclient.submit(sending.specs[0], connection=self._connection)
+                sending.ids = [answer.id]
+        else:
+            answer = await app.aclient.submit(spec, connection=self._connection)
+        return Job(answer.id, app, created=answer.created)
 
     def enqueue_sync(self, *args: P.args, **kwargs: P.kwargs) -> Job:
         """The same for sync code."""
         app = self._task.app
-        return Job(app.client.enqueue(self.job(*args, **kwargs), connection=self._connection), app)
+        spec = self.job(*args, **kwargs)
+        if app.middleware.wraps_enqueues:
+            with app.middleware.around_enqueue([spec]) as sending:
+                answer = app.client.submit(sending.specs[0], connection=self._connection)
+                sending.ids = [answer.id]
+        else:
+            answer = app.client.submit(spec, connection=self._connection)
+        return Job(answer.id, app, created=answer.created)
 
 
 def _module_of(function: Callable[..., Any]) -> str:

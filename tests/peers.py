@@ -170,7 +170,7 @@ class Peer:
     def next_due(self, *, queues: Sequence[str] = ("default",), tasks: list[str] | None = None) -> float | None:
         lanes = [(queue, priority) for priority in LANES for queue in queues]
         columns = [queue for queue, _ in lanes], [priority for _, priority in lanes]
-        return self.run(statements.next_due(*columns, tasks, schema=SCHEMA))
+        return self.run(statements.next_due(*columns, tasks, schema=SCHEMA))[0]
 
     # -- moving time, looking ----------------------------------------------------------------------------------------
 

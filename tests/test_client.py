@@ -279,7 +279,7 @@ def test_a_copy_rings_the_bell_when_somebody_sleeps(client: Any, peer: Peer):
 
 
 def test_a_copy_has_no_unique_keys(client: Any, peer: Peer):
-    with pytest.raises(InvalidJobError, match="job 1: unique_key and copy=True do not go together"):
+    with pytest.raises(InvalidJobError, match="job 1: unique_key and depends_on do not go together with copy=True"):
         client.enqueue_many([JobSpec.make("t"), JobSpec.make("t", unique_key="k")], copy=True)
     assert peer.value("SELECT count(*) FROM pgqueue.jobs") == 0
 

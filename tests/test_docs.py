@@ -39,6 +39,7 @@ ARROWS = (
     "claim",
     "finish",
     "retry",
+    "settle",
     "snooze",
     "release",
     "sweep",
@@ -105,7 +106,8 @@ def test_every_verb_of_the_client_is_documented():
 @pytest.mark.parametrize("function", [pgqueue.App.task, pgqueue.JobSpec.make], ids=["task", "job"])
 def test_every_option_of_a_task_and_of_a_job_is_documented(function):
     options = {"name", "queue", "priority", "max_attempts", "timeout", "retry", "retry_on", "isolation", "raw"}
-    if function is pgqueue.JobSpec.make:
+    options |= {"batch", "linger"}
+    if function == pgqueue.JobSpec.make:
         options = {name for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
     missing = [name for name in options if f"`{name}`" not in read("docs/tasks.md")]
     assert not missing

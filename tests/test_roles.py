@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -13,6 +13,7 @@ from pgqueue import statements
 from pgqueue.connection import run
 from pgqueue.job import JobSpec
 from pgqueue.outcome import COMPLETED
+from pgqueue.schedule import ScheduleSpec
 from pgqueue.sql import load
 from pgqueue.statements import Lanes
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 S = "pgqueue"
 SPEC = JobSpec.make("t")
+SCHEDULE = ScheduleSpec.make("s", "@daily", "t")
 LANES = Lanes(["default"], [5], [None], [0])
 LEASE = timedelta(seconds=30)
 
@@ -30,6 +32,8 @@ PRODUCER = {
     "enqueue": statements.enqueue(SPEC, schema=S),
     "enqueue unique": statements.enqueue(JobSpec.make("t", unique_key="k"), schema=S),
     "enqueue_many": statements.enqueue_many([SPEC, SPEC], schema=S),
+    "enqueue grouped": statements.submit(JobSpec.make("t", group_key="g"), schema=S),
+    "create_batch": statements.create_batch("b", schema=S),
 }
 READER = {
     "get_job": statements.get_job(1, schema=S),
@@ -39,9 +43,21 @@ READER = {
     "retention": statements.retention(schema=S),
     "landed": statements.landed([(1, 1, COMPLETED)], schema=S),
     "next_due": statements.next_due(["default"], [5], None, schema=S),
+    "managed_queues": statements.managed_queues(["default"], schema=S),
+    "list_queues": statements.list_queues(schema=S),
+    "list_upstream": statements.list_upstream(1, schema=S),
+    "tree": statements.tree(1, schema=S),
+    "get_batch": statements.get_batch(1, schema=S),
+    "list_schedules": statements.list_schedules(schema=S),
+    "due_schedules": statements.due_schedules(LEASE, schema=S),
 }
 WORKER = {
     "claim": statements.claim(LANES, None, 1, 77, LEASE, "w", schema=S),
+    "claim_managed": statements.claim_managed("default", LANES, None, 1, 78, LEASE, "w", schema=S),
+    "tidy": statements.tidy(schema=S),
+    "tick": statements.tick([], datetime.now(UTC), schema=S),
+    "declare_schedules": statements.declare_schedules([SCHEDULE], schema=S),
+    "forget_ticks": statements.forget_ticks(schema=S),
     "finish": statements.finish([(1, 1, COMPLETED)], [1], schema=S),
     "renew": statements.renew([1], [(1, 1)], LEASE, schema=S),
     "progress": statements.progress([(1, 1, "{}")], schema=S),
@@ -60,6 +76,13 @@ ADMIN = {
     "purge_dead": statements.purge_dead(None, schema=S),
     "pause": statements.pause("q", schema=S),
     "resume": statements.resume("q", schema=S),
+    "limit_queue": statements.limit_queue("q", {"max_running": 1}, schema=S),
+    "cancel_batch": statements.cancel_batch(1, schema=S),
+    "add_schedule": statements.add_schedule(SCHEDULE, True, schema=S),
+    "pause_schedule": statements.pause_schedule("s", schema=S),
+    "resume_schedule": statements.resume_schedule("s", schema=S),
+    "backfill": statements.backfill("s", [datetime(2026, 1, 1, tzinfo=UTC)], schema=S),
+    "remove_schedule": statements.remove_schedule("s", schema=S),
     "set_retention": statements.set_retention("dead", LEASE, schema=S),
 }
 VERBS: dict[str, Statement[Any]] = PRODUCER | READER | WORKER | ADMIN
@@ -118,14 +141,18 @@ def test_only_the_worker_and_the_admin_may_copy_into_the_table(
         pass
 
 
+_PRODUCE = {"enqueue", "enqueue_many", "submit", "submit_many", "create_batch"}
+_WORK = {"bell_key", "ring", "prune", "tokens_now", "related", "claim_managed", "settle", "tidy",
+         "tick", "declare_schedules", "forget_ticks"}  # fmt: skip
+_OPERATE = {"cancel", "retry", "redrive", "purge", "purge_dead", "pause", "resume", "limit_queue", "cancel_batch",
+            "backfill", "pause_schedule", "resume_schedule", "remove_schedule"}  # fmt: skip
 FUNCTIONS_OF = {
-    "pgqueue_producer": {"enqueue", "enqueue_many"},
-    "pgqueue_reader": set(),
-    "pgqueue_worker": {"enqueue", "enqueue_many", "bell_key", "ring", "prune"},
-    "pgqueue_admin": {"enqueue", "enqueue_many", "bell_key", "ring", "prune", "cancel", "retry", "redrive", "purge",
-                      "purge_dead", "pause", "resume"},
+    "pgqueue_producer": _PRODUCE,
+    "pgqueue_reader": {"tokens_now", "related"},
+    "pgqueue_worker": _PRODUCE | _WORK,
+    "pgqueue_admin": _PRODUCE | _WORK | _OPERATE,
     "pgqueue_test_nobody": set(),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("role", MAY)
@@ -143,6 +170,7 @@ FORBIDDEN = {
                        "INSERT INTO pgqueue.history SELECT", "SELECT nextval('pgqueue.jobs_id_seq')"],
     "pgqueue_worker": ["DELETE FROM pgqueue.history", "UPDATE pgqueue.history SET result = '1'",
                        "UPDATE pgqueue.retention SET keep = '0'", "DELETE FROM pgqueue.queues",
+                       "UPDATE pgqueue.schedules SET paused = true", "DELETE FROM pgqueue.ticks",
                        "DROP TABLE pgqueue.jobs", "TRUNCATE pgqueue.jobs", "CREATE TABLE pgqueue.mine ()"],
     "pgqueue_admin": ["DROP TABLE pgqueue.jobs", "TRUNCATE pgqueue.jobs", "CREATE TABLE pgqueue.mine ()",
                       "UPDATE pgqueue.history SET result = '1'", "DELETE FROM pgqueue.retention"],

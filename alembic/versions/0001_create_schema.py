@@ -11,15 +11,27 @@ depends_on = None
 
 
 def upgrade() -> None:
-    execute_file(Path(__file__).with_suffix(".sql"))
+    for room in sorted(Path(__file__).with_suffix("").glob("*.sql")):
+        execute_file(room)
 
 
 def downgrade() -> None:
     execute_sql("""
+        DROP FUNCTION pgqueue.tick, pgqueue.fire, pgqueue.backfill, pgqueue.declare_schedules, pgqueue.pause_schedule,
+            pgqueue.resume_schedule, pgqueue.remove_schedule, pgqueue.forget_ticks;
+        DROP TABLE pgqueue.ticks, pgqueue.schedules;
+        DROP FUNCTION pgqueue.on_schedule_edit;
         DROP FUNCTION pgqueue.bell_key, pgqueue.ring, pgqueue.fits, pgqueue.acceptable, pgqueue.due, pgqueue.reject,
-            pgqueue.enqueue, pgqueue.enqueue_many, pgqueue.cancel, pgqueue.retry, pgqueue.redrive_ids,
-            pgqueue.redrive, pgqueue.purge, pgqueue.purge_dead, pgqueue.pause, pgqueue.resume, pgqueue.prune;
+            pgqueue.check_options, pgqueue.submit, pgqueue.submit_many, pgqueue.submit_each, pgqueue.create_batch,
+            pgqueue.enqueue, pgqueue.enqueue_many, pgqueue.tokens_now, pgqueue.limit_queue,
+            pgqueue.claim_managed, pgqueue.pick_lanes, pgqueue.pick_lines, pgqueue.starters, pgqueue.key_tokens,
+            pgqueue.unmet, pgqueue.lock_upstream, pgqueue.grow_batch, pgqueue.waits_for, pgqueue.refuse_cycle,
+            pgqueue.wait_again, pgqueue.related, pgqueue.resolve, pgqueue.count_ended, pgqueue.settle, pgqueue.tidy,
+            pgqueue.cancel_batch, pgqueue.cancel, pgqueue.retry,
+            pgqueue.redrive_ids, pgqueue.redrive, pgqueue.purge, pgqueue.purge_dead,
+            pgqueue.pause, pgqueue.resume, pgqueue.prune;
         DROP VIEW pgqueue.all_jobs, pgqueue.queue_stats;
-        DROP TABLE pgqueue.jobs, pgqueue.history, pgqueue.leases, pgqueue.retention, pgqueue.queues, pgqueue.workers;
+        DROP TABLE pgqueue.jobs, pgqueue.history, pgqueue.leases, pgqueue.retention, pgqueue.queues, pgqueue.workers,
+            pgqueue.buckets, pgqueue.throttles, pgqueue.batches, pgqueue.dependencies;
         DROP TYPE pgqueue.job_state;
     """)

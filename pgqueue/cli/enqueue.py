@@ -33,7 +33,10 @@ _LONGEST_LINE: Final = 4 * 1024 * 1024
 _LONG_COUNT: Final = 5_000
 _LONG_FILE: Final = 512 * 1024
 _FIELDS: Final = frozenset(
-    {"task", "payload", "queue", "priority", "delay", "run_at", "max_attempts", "timeout", "unique_key", "meta"}
+    (
+        *("task", "payload", "queue", "priority", "delay", "run_at", "max_attempts", "timeout", "meta"),
+        *("unique_key", "unique_for", "on_conflict", "group_key", "depends_on", "on_dead"),
+    )
 )
 
 
@@ -71,8 +74,9 @@ def enqueue(
             "--file",
             metavar="FILE",
             help="Enqueue each line of this file, all or none; - reads stdin. A line is a JSON object with the keys "
-            "task, payload, queue, priority, delay, run_at, max_attempts, timeout, unique_key, meta, each optional; "
-            "if TASK is given, a line is that task's payload.",
+            "task, payload, queue, priority, delay, run_at, max_attempts, timeout, unique_key, unique_for, "
+            "on_conflict, group_key, depends_on, on_dead, meta, each optional; if TASK is given, a line is that task's "
+            "payload.",
         ),
     ] = None,
     queue: Annotated[
@@ -103,6 +107,34 @@ def enqueue(
             metavar="KEY", help="At most one live job has this key; the id of that one is printed if there is one."
         ),
     ] = None,
+    unique_for: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="Hold the unique key for this long, even when the job ends before."),
+    ] = None,
+    on_conflict: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY",
+            help="When a job holds the unique key: skip (print its id), replace (make this of it), or raise (fail). "
+            "Default: skip.",
+        ),
+    ] = None,
+    group_key: Annotated[
+        str | None,
+        typer.Option(metavar="KEY", help="Jobs of a queue with the same key run one at a time, in order."),
+    ] = None,
+    depends_on: Annotated[
+        list[int] | None,
+        typer.Option(metavar="ID", min=1, max=2**63 - 1, help="Wait for this job or batch; give it once for each."),
+    ] = None,
+    on_dead: Annotated[
+        str | None,
+        typer.Option(
+            metavar="POLICY",
+            help="When one it waits for ends otherwise than completed: cancel this one, too, continue, or hold it. "
+            "Default: cancel.",
+        ),
+    ] = None,
     count: Annotated[int | None, typer.Option(min=1, metavar="N", help="Enqueue it N times, all or none.")] = None,
     app: AppOption = None,
     quiet: Annotated[
@@ -125,7 +157,8 @@ def enqueue(
         raise InvalidJobError("--file goes with neither --payload nor --count")
     options = {
         "queue": queue, "priority": priority, "delay": delay, "run_at": _parse_time(run_at),
-        "max_attempts": max_attempts, "timeout": timeout, "unique_key": unique_key,
+        "max_attempts": max_attempts, "timeout": timeout, "unique_key": unique_key, "unique_for": unique_for,
+        "on_conflict": on_conflict, "group_key": group_key, "depends_on": depends_on or None, "on_dead": on_dead,
     }  # fmt: skip
     own = _import(context, app)
     make = _maker(own, {name: value for name, value in options.items() if value is not None})
@@ -178,8 +211,8 @@ def _maker(own: App | None, defaults: dict[str, Any]) -> Callable[[str, str | by
             close = did_you_mean(get_close_matches(task, own.tasks, n=1))
             there = "" if close else f"; there is: {', '.join(sorted(own.tasks)) or 'no task'}"
             raise InvalidJobError(f"task {task!r} is not registered in this app{close or there}") from None
-        known.arguments.load(text)
-        return replace(known.spec, payload=text).changed(**options)
+        arguments = known.arguments.load(text)
+        return replace(known.spec, payload=text).changed(**{**known.keys.options(text, (), arguments), **options})
 
     return make
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -49,7 +50,7 @@ def show_job(context: Context, job_id: JobIdArgument) -> None:
     facts = record.as_dict()
     errors = facts.pop("errors")
     for name, value in facts.items():
-        if value is not None and value != {}:
+        if value is not None and value not in ({}, []) and (name, value) != ("pending", 0):
             shown = (
                 compact(value, 10_000)
                 if name in {"payload", "result", "progress", "meta"}
@@ -73,7 +74,7 @@ def list_jobs(
         str | None,
         typer.Option(
             metavar="STATE",
-            help="Only in this state: available, scheduled, retrying, running, completed, dead, cancelled.",
+            help="Only in this state: available, scheduled, retrying, blocked, running, completed, dead, cancelled.",
         ),
     ] = None,
     limit: LimitOption = 50,
@@ -86,6 +87,32 @@ def list_jobs(
     print_records(context, records, empty="no such jobs", wide=wide)
 
 
+@command(app, "tree")
+def tree_of_job(context: Context, job_id: JobIdArgument) -> None:
+    """Print who waits for whom: a job (or a batch) with all that it depends on and all that depend on it."""
+    from pgqueue.cli.batches import facts as batch_facts  # noqa: PLC0415
+    from pgqueue.cli.tree import Tree  # noqa: PLC0415
+    from pgqueue.errors import BatchNotFoundError, JobNotFoundError  # noqa: PLC0415
+
+    with context.client() as client:
+        records = client.tree(job_id)
+        ids = {node for record in records for node in (*record.depends_on, record.batch_id) if node is not None}
+        batches = {}
+        for batch_id in sorted({*ids, job_id} - {record.id for record in records}):
+            with contextlib.suppress(BatchNotFoundError):  # a job whose history is gone
+                batches[batch_id] = client.batch(batch_id)
+    if not records and not batches:
+        raise JobNotFoundError(job_id)
+    if context.json:
+        print_json({
+            "asked": job_id, "jobs": [record.as_dict() for record in records],
+            "batches": [batch_facts(batch) for batch in batches.values()],
+        })  # fmt: skip
+        return
+    for line in Tree(job_id, records, batches).lines():
+        typer.echo(line)
+
+
 @command(app)
 def cancel(context: Context, job_ids: JobIds) -> None:
     """Take jobs back: a waiting one ends as cancelled at once, a running one is asked to stop."""
@@ -94,7 +121,7 @@ def cancel(context: Context, job_ids: JobIds) -> None:
 
 @command(app)
 def retry(context: Context, job_ids: JobIds) -> None:
-    """Run dead or cancelled jobs again with all their attempts, and waiting ones now."""
+    """Run dead or cancelled jobs again with all their attempts, and waiting ones now, whatever they wait for."""
     _each(context, job_ids, "retry")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from datetime import UTC, datetime
 from shlex import quote
@@ -12,13 +13,14 @@ import typer
 from pgqueue.cli.text import one_line, span, styled
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from pgqueue.client import Client
     from pgqueue.job import JobRecord
     from pgqueue.statements import WorkerRecord
 
 _MOST_NAMED: Final = 5
+_MOST_LOOKED_AT: Final = 50
 
 
 def count_servers(workers: Iterable[WorkerRecord]) -> dict[str, int]:
@@ -46,6 +48,8 @@ def why_waiting(record: JobRecord, client: Client) -> str | None:
     """What a waiting job waits for; None for one that runs or has ended. Counts the queue, if the job is due."""
     if record.finished or record.state == "running":
         return None
+    if record.state == "blocked":
+        return f"for {_names(list(_unmet(record, client))) or 'what it depends on'}; see: pgq job tree {record.id}"
     reasons = []
     ahead = (record.run_at - datetime.now(UTC)).total_seconds()
     if record.state != "available" and ahead > 0:
@@ -58,6 +62,23 @@ def why_waiting(record: JobRecord, client: Client) -> str | None:
     if not reasons:
         reasons.append(f"for a free slot, or for a worker that has task {record.task!r}; see: pgq workers")
     return "; and ".join(reasons)
+
+
+def _unmet(record: JobRecord, client: Client) -> Iterator[str]:
+    """What it depends on and has not completed, of the first few."""
+    from pgqueue.errors import BatchNotFoundError, JobNotFoundError  # noqa: PLC0415
+
+    for upstream in record.depends_on[:_MOST_LOOKED_AT]:
+        with contextlib.suppress(BatchNotFoundError):
+            try:
+                state = client.get(upstream).state
+            except JobNotFoundError:
+                batch = client.batch(upstream)
+                if batch.completed < batch.total:
+                    yield f"batch {upstream} ({batch.total - batch.pending} of {batch.total} ended)"
+            else:
+                if state != "completed":
+                    yield f"job {upstream} ({state})"
 
 
 def note(message: str) -> None:

@@ -10,6 +10,7 @@ from sqlalchemy import Connection, TextClause, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.orm import Session, scoped_session
 
+from pgqueue.bigints import unpack_bigints
 from pgqueue.connection import translate
 
 if TYPE_CHECKING:
@@ -27,8 +28,7 @@ def run(session: Any, statement: Statement[T]) -> T:
     if not isinstance(session, Connection):
         session.flush()
     try:
-        rows = session.execute(_clause(statement.sql), statement.params or {})
-        return statement.read([tuple(row) for row in rows])
+        return statement.read(_rows(session.execute(_clause(statement.sql), _params(statement))))
     except DBAPIError as error:
         raise translate(_original(error)) from error
 
@@ -43,10 +43,30 @@ async def run_async(session: Any, statement: Statement[T]) -> T:
     if not isinstance(session, AsyncConnection):
         await session.flush()
     try:
-        rows = await session.execute(_clause(statement.sql), statement.params or {})
-        return statement.read([tuple(row) for row in rows])
+        return statement.read(_rows(await session.execute(_clause(statement.sql), _params(statement))))
     except DBAPIError as error:
         raise translate(_original(error)) from error
+
+
+def driver_connection(session: Any) -> Any:
+    """The driver's own connection, in the same transaction."""
+    connection = session if isinstance(session, Connection) else session.connection()
+    return connection.connection.driver_connection
+
+
+async def driver_connection_async(session: Any) -> Any:
+    """The same for AsyncSession and AsyncConnection."""
+    connection = session if hasattr(session, "get_raw_connection") else await session.connection()
+    return (await connection.get_raw_connection()).driver_connection
+
+
+def _params(statement: Statement[Any]) -> dict[str, Any]:
+    """With what every driver understands."""
+    return {name: unpack_bigints(value) for name, value in (statement.params or {}).items()}
+
+
+def _rows(result: Any) -> list[tuple[Any, ...]]:
+    return [tuple(row) for row in result] if result.returns_rows else []
 
 
 @cache

@@ -8,19 +8,20 @@
 --   held snapshot keeps are not walked again; a mark that is too high only delays (the next scan has none).
 -- suspect: its last two workers died with it, or its last one and this is its last attempt, or its child process did:
 --   it is run apart from others. So a job that was only near one that kills workers is never buried for it.
+-- Jobs with a group_key, and queues with limits, are left to claim_managed.sql.
 -- MATERIALIZED: the LIMIT is taken once, however the update is planned. Nothing due: no lease row, no write.
 WITH lane AS MATERIALIZED (
     SELECT l.queue, l.priority, coalesce(l.mark_at, '-infinity') AS mark_at, l.mark_id
     FROM unnest(%(queues)s::text[], %(priorities)s::smallint[], %(mark_ats)s::timestamptz[], %(mark_ids)s::bigint[])
         WITH ORDINALITY AS l(queue, priority, mark_at, mark_id, nth)
-    WHERE NOT EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = l.queue AND q.paused)
+    WHERE NOT EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = l.queue AND (q.paused OR q.limited))
     ORDER BY l.nth
 ), pick AS MATERIALIZED (
     SELECT due.id
     FROM lane CROSS JOIN LATERAL (
         SELECT j.id
         FROM pgqueue.jobs j
-        WHERE j.state = 'available' AND j.queue = lane.queue AND j.priority = lane.priority AND j.priority >= 0
+        WHERE j.state = 'available' AND j.queue = lane.queue AND j.priority = lane.priority AND j.group_key IS NULL
           AND (j.run_at, j.id) > (lane.mark_at, lane.mark_id) AND j.run_at <= now()
           AND (%(tasks)s::text[] IS NULL OR j.task = ANY (%(tasks)s::text[]))
         ORDER BY j.run_at, j.id

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Final
 from psycopg import pq
 
 from pgqueue.connection import is_pooled_async
+from pgqueue.service import until_set
 from pgqueue.worker.link import LOST, connect
 
 if TYPE_CHECKING:
@@ -33,7 +34,10 @@ _ARM_PATIENCE: Final = 0.5  # of a claimer that has nothing to do; a due job may
 
 
 class Bell:
-    """Wakes the claimer. ``rung`` is set when a job may wait; ``cancelled`` is called with the id of a running job."""
+    """Wakes the claimer. ``rung`` is set when a job may wait; ``cancelled`` is called with the id of a running job.
+
+    ``edited`` is called when somebody has added or changed a schedule.
+    """
 
     def __init__(
         self,
@@ -42,12 +46,14 @@ class Bell:
         queues: list[str],
         cancelled: Callable[[int], None],
         *,
+        edited: Callable[[], object] = lambda: None,
         silent: bool = False,
     ) -> None:
         self._dsn = dsn
         self._schema = schema
         self._queues = queues
         self._cancelled = cancelled
+        self._edited = edited
         self._silent = silent
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._questions: deque[tuple[str, asyncio.Future[list[bytes | None]]]] = deque()  # the first one is under way
@@ -63,13 +69,14 @@ class Bell:
         while not self._silent:
             connection = await connect(self._dsn, "the bell")
             try:
-                if not await asyncio.wait_for(self._listen(connection), 3 * _ANSWER_PATIENCE):
-                    break
+                async with asyncio.timeout(3 * _ANSWER_PATIENCE):
+                    if not await self._listen(connection):
+                        break
                 while True:
-                    with contextlib.suppress(TimeoutError):
-                        await asyncio.wait_for(self._doubt.wait(), _PING_EVERY)
+                    await until_set(self._doubt, _PING_EVERY)
                     self._doubt.clear()
-                    await asyncio.wait_for(self._ask("SELECT 1"), _ANSWER_PATIENCE)
+                    async with asyncio.timeout(_ANSWER_PATIENCE):
+                        await self._ask("SELECT 1")
             except (*LOST, TimeoutError) as error:
                 log.warning("the bell is down, polling: %s", str(error).strip() or "no answer")
             finally:
@@ -86,7 +93,8 @@ class Bell:
         if not self.up or self._questions:
             return False
         try:
-            taken = await asyncio.wait_for(self._ask(self._sql("pg_try_advisory_lock_shared")), _ARM_PATIENCE)
+            async with asyncio.timeout(_ARM_PATIENCE):
+                taken = await self._ask(self._sql("pg_try_advisory_lock_shared"))
         except (*LOST, TimeoutError):
             self._doubt.set()
             return False
@@ -115,9 +123,11 @@ class Bell:
         self._connection = connection
         self._fd = connection.fileno()
         asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
-        await self._ask(f'LISTEN "{self._schema}.wake"; LISTEN "{self._schema}.cancel"')
+        channels = ("wake", "cancel", "schedules")
+        await self._ask("; ".join(f'LISTEN "{self._schema}.{channel}"' for channel in channels))
         self.up = True
         self.rung.set()
+        self._edited()  # what was edited while it was down
         return True
 
     def _hang_up(self) -> None:
@@ -192,6 +202,8 @@ class Bell:
         if channel.endswith(b".cancel"):
             if text.isdigit():
                 self._cancelled(int(text))
+        elif channel.endswith(b".schedules"):
+            self._edited()
         elif text in self._queues:
             self.rung.set()
 

@@ -7,8 +7,8 @@ more, then sleep until it rings, the next job is due, or the next poll.
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import math
 import random
 import secrets
 import time
@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from pgqueue import statements
+from pgqueue.service import until_set
 from pgqueue.statements import Lanes, Row
 from pgqueue.worker.link import LOST, RETRYABLE, Link
 
 if TYPE_CHECKING:
+    import asyncio
     from collections.abc import Callable
 
     from pgqueue.worker.bell import Bell
@@ -34,6 +36,11 @@ _PRIORITIES: Final = tuple(range(10))
 _LAG: Final = timedelta(milliseconds=250)  # producers whose transactions last this long are still seen by marked scans
 _FULL_SCAN_SHARE: Final = 20  # a scan from the start takes at most 1/20 of the time …
 _FULL_SCAN_EVERY: Final = 1.0  # … and while marked claims come back full, one a second is enough
+_MANAGED_EVERY: Final = 1.0  # a limit or a first key takes effect within this time
+_MANAGED_FOR: Final = 60.0  # a queue with keys or limits is looked into for this long after it was seen to have them
+_LEFT_ALONE: Final = 0.5  # seconds for a queue whose lock somebody holds …
+_REFUSED: Final = 5.0  # … or whose claim was refused
+_MOST_HINTS: Final = 500
 _HOT_GAP: Final = 0.002
 _HOT_FOR: Final = 0.02
 _DENSE: Final = 0.01  # two finds within this time: hot
@@ -68,6 +75,16 @@ class Marks:
             [mark[1] if mark else 0 for mark in marks],
         )
 
+    def of(self, queue: str, *, full: bool) -> Lanes:
+        """The lanes of one queue, by priority."""
+        marks = [None if full else self._marks.get((queue, priority)) for priority in _PRIORITIES]
+        return Lanes(
+            [queue] * len(marks),
+            list(_PRIORITIES),
+            [mark[0] if mark else None for mark in marks],
+            [mark[1] if mark else 0 for mark in marks],
+        )
+
     def advance(self, rows: list[Row]) -> None:
         """Remember what was claimed; rows are sorted by priority, run_at, id."""
         if self._clock_offset is None:
@@ -79,6 +96,44 @@ class Marks:
                 mark = (limit, 0)  # noqa: PLW2901
             if lane not in self._marks or self._marks[lane] < mark:
                 self._marks[lane] = mark
+
+
+class Managed:
+    """What the claimer remembers of a queue with keys or limits. Only hints: lost with the process."""
+
+    def __init__(self) -> None:
+        self.seen_at = self.later = self._full_scan_at = -math.inf
+        self._full_scan_cost = 0.0
+        self.keys: dict[int, str] = {}  # of the jobs that are held here
+        self.hints: dict[str, None] = {}  # keys of which jobs have ended here: another may start
+
+    def took(self, rows: list[Row]) -> None:
+        """Remember the keys of what was claimed."""
+        self.keys.update((row[2], row[statements.COLUMNS]) for row in rows if row[statements.COLUMNS] is not None)
+
+    def look(self, held: set[int]) -> list[str]:
+        """The keys to look at now."""
+        for job_id in self.keys.keys() - held:
+            self.hints[self.keys.pop(job_id)] = None
+        while len(self.hints) > _MOST_HINTS:
+            del self.hints[next(iter(self.hints))]
+        return list(self.hints)
+
+    @property
+    def wants_full_scan(self) -> bool:
+        """Whether the lanes are to be looked through from their start."""
+        return time.monotonic() >= self._full_scan_at
+
+    def looked(self, began: float, *, full: bool, short: bool) -> None:
+        """A claim has come back. The spacing of full scans is that of plain claims; a wait for the lock is no cost."""
+        now = time.monotonic()
+        if full:
+            self._full_scan_cost = min(now - began, _FULL_SCAN_EVERY / _FULL_SCAN_SHARE)
+        if full or short:
+            at = now + max(0.0 if short else _FULL_SCAN_EVERY, self._full_scan_cost * _FULL_SCAN_SHARE)
+            self._full_scan_at = at if full else min(self._full_scan_at, at)
+        if short:
+            self.hints.clear()
 
 
 class Claimer:
@@ -119,6 +174,9 @@ class Claimer:
         self._found_at = 0.0
         self._hot = False
         self._rung = 0  # of the ladder
+        self._managed: dict[str, Managed] = {}  # queues with keys or limits
+        self._more = False  # one of them gave as much as it was asked for
+        self._managed_at = -math.inf
 
     async def loop(self) -> None:
         """Until the worker stops."""
@@ -140,12 +198,89 @@ class Claimer:
                 log.error("the claim was refused, trying again: %s", str(error).strip().split("\n")[0])  # noqa: TRY400
                 await self._sleep(5)
                 continue
-            if len(rows) < want:
+            if len(rows) < want and not self._more:
                 await self._rest(found=bool(rows))
 
+    @property
+    def managed(self) -> list[str]:
+        """The queues with keys or limits."""
+        return list(self._managed)
+
     async def claim(self, limit: int) -> list[Row]:
-        """Claim up to ``limit`` jobs and hand them to the executor."""
+        """Claim up to ``limit`` jobs and hand them to the executor.
+
+        Queues with keys or limits and those without take turns at being first, so that neither starves the other.
+        """
         self._turn += 1
+        self._more = False
+        rows = await self._claim_managed(limit) if self._turn % 2 else []
+        if len(rows) < limit:
+            rows += await self._claim_plain(limit - len(rows))
+        if time.monotonic() - self._managed_at > _MANAGED_EVERY:
+            self._know_managed(await self._link.arun(statements.managed_queues(self._queues, schema=self._schema)))
+        if not self._turn % 2 and len(rows) < limit:
+            rows += await self._claim_managed(limit - len(rows))
+        return rows
+
+    def _know_managed(self, queues: list[str]) -> None:
+        """A queue in which jobs with keys come and go is not forgotten at once."""
+        self._managed_at = now = time.monotonic()
+        for queue in queues:
+            self._managed.setdefault(queue, Managed()).seen_at = now
+        for queue in [queue for queue, known in self._managed.items() if now - known.seen_at > _MANAGED_FOR]:
+            del self._managed[queue]
+
+    async def _claim_managed(self, limit: int) -> list[Row]:
+        """From each queue with keys or limits, in turns; not far ahead: what only waits here holds a place or a key."""
+        rows: list[Row] = []
+        queues = list(self._managed)
+        for nth in range(len(queues)):
+            queue = queues[(nth + self._turn // 2) % len(queues)]
+            want = min(limit - len(rows), self._executor.soon)
+            if want <= 0:
+                break
+            known = self._managed[queue]
+            if known.later <= time.monotonic():
+                rows += await self._claim_from(queue, known, want)
+        return rows
+
+    async def _claim_from(self, queue: str, known: Managed, limit: int) -> list[Row]:
+        """A queue whose claim fails is left alone for a while; the others have nothing to do with it."""
+        began = time.monotonic()
+        full = known.wants_full_scan
+        marks = self.marks.of(queue, full=full)
+        hints = known.look({run.id for run in self._hand.runs()} if known.keys else set())
+        token = secrets.randbits(62) + 1
+        try:
+            rows = await self._link.arun(
+                statements.claim_managed(
+                    queue, marks, self._tasks, limit, token, self._lease, self._worker, hints, schema=self._schema
+                )
+            )
+            if statements.lacks_payloads(rows):
+                ids = [row[2] for row in rows]
+                payloads = await self._link.arun(statements.payloads(ids, token, schema=self._schema))
+                rows = statements.filled(rows, payloads)
+        except psycopg.errors.LockNotAvailable:
+            log.debug("somebody holds the lock of queue %s; trying again", queue)
+            known.later = time.monotonic() + _LEFT_ALONE * random.uniform(0.5, 1)  # noqa: S311
+            return []
+        except (*RETRYABLE, *LOST):
+            raise
+        except psycopg.Error as error:
+            reason = str(error).strip().split("\n")[0]
+            log.error("the claim from queue %s was refused, trying again: %s", queue, reason)  # noqa: TRY400
+            known.later = time.monotonic() + _REFUSED
+            return []
+        self._more = self._more or len(rows) == limit
+        known.looked(began, full=full, short=len(rows) < limit)
+        if rows:
+            known.took(rows)
+            self.marks.advance([row for row in rows if row[statements.COLUMNS] is None])
+            self._executor.put(self._hand.take([row[: statements.COLUMNS] for row in rows], token), first=True)
+        return rows
+
+    async def _claim_plain(self, limit: int) -> list[Row]:
         began = time.monotonic()
         full = began >= self._full_scan_at
         token = secrets.randbits(62) + 1
@@ -194,23 +329,25 @@ class Claimer:
             self._rung += 1
         pause *= random.uniform(0.8, 1)  # noqa: S311 - so that workers do not look together
         lanes = self.marks.lanes(full=True, turn=0)
+        known = set(self._managed)
         try:
-            due = await self._link.arun(
+            due, managed = await self._link.arun(
                 statements.next_due(lanes.queues, lanes.priorities, self._tasks, schema=self._schema)
             )
         except (psycopg.Error, OSError):
             due = None
+        else:
+            self._know_managed(managed)
+            if not known.issuperset(managed):
+                return  # there is a queue that was not looked into
         if due is not None:
             pause = min(pause, max(due, 0.0) + 0.001)
         await self._sleep(pause)
 
     async def _sleep(self, seconds: float) -> None:
         """Until the bell rings, the worker stops, or the time is over."""
-        try:
-            await asyncio.wait_for(self._bell.rung.wait(), seconds)
-        except TimeoutError:
-            return
-        self._bell.rung.clear()
+        if await until_set(self._bell.rung, seconds):
+            self._bell.rung.clear()
 
     async def _wait_until_hungry(self) -> None:
         if self._bell.armed:

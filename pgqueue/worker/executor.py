@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 _AHEAD_SECONDS: Final = 0.05  # claim ahead what is finished in this time …
 _MOST_AHEAD: Final = 1_000  # … and never more than this
-_LOGGED_PER_SECOND: Final = 50
+LOGGED_PER_SECOND: Final = 50
 _DEAF_AFTER: Final = 5.0  # seconds between the cancellation of a coroutine and leaving it to itself
 _THREAD_GRACE: Final = 2.0  # a thread can't be killed: its job is given back for after the process has ended
 
@@ -42,9 +42,17 @@ class Executor:
     """The slots of one worker. Used on the event loop only."""
 
     def __init__(
-        self, app: App, slots: int, emit: Callable[[Run, Outcome], None], *, catch_all: Task[Any, Any] | None = None
+        self,
+        app: App,
+        slots: int,
+        emit: Callable[[Run, Outcome], None],
+        *,
+        catch_all: Task[Any, Any] | None = None,
+        tasks: dict[str, Task[Any, Any]] | None = None,
+        children: ChildPool | None = None,
     ) -> None:
         self._app = app
+        self._tasks = app.tasks if tasks is None else tasks
         self._slots = slots
         self._free = slots
         self._emit = emit
@@ -67,13 +75,18 @@ class Executor:
         self._unlogged = 0
         self._logged = 0
         self._coroutines = CoroutineSlots(slots, self._end, self._pump)
-        self._threads = ThreadSlots(ChildPool(app), self._end, self._pump, self._watch)
+        self._threads = ThreadSlots(children or ChildPool(app), self._end, self._pump, self._watch)
         self._deadlines = Deadlines(self._time_out)
 
     @property
     def running(self) -> int:
         """Jobs whose handler is running."""
         return self._slots - self._free
+
+    @property
+    def soon(self) -> int:
+        """Slots that nothing runs in or waits for, and while jobs are quick those that will be free at once."""
+        return max(0, self._free + min(4 * self._slots, self._ahead) - len(self._ready))
 
     def wants(self) -> int:
         """How many jobs to claim now: the free slots, and what will be finished while the next claim is under way."""
@@ -82,15 +95,18 @@ class Executor:
             return 0
         return self._free + self._ahead - waiting
 
-    def put(self, runs: list[Run]) -> None:
-        """Start these, or let them wait for a slot. After :meth:`close` they are given back."""
+    def put(self, runs: list[Run], *, first: bool = False) -> None:
+        """Start these, or let them wait for a slot, ``first``: the next one. After :meth:`close` give them back."""
         if self._stopping:
             for run in runs:
                 self._release(run)
             return
         if not self._ready:
             self._ready_since = time.monotonic()
-        self._ready.extend(runs)
+        if first:
+            self._ready.extendleft(reversed(runs))
+        else:
+            self._ready.extend(runs)
         self.idle.clear()
         self._pump()
 
@@ -146,7 +162,7 @@ class Executor:
     async def shut_down(self) -> bool:
         """End the coroutines, the idle threads and the children; answers False when a coroutine does not end."""
         self._deadlines.close()
-        self._threads.shut_down()
+        await self._threads.shut_down()
         return await self._coroutines.shut_down()
 
     # -- starting and ending -----------------------------------------------------------------------------------------
@@ -158,7 +174,7 @@ class Executor:
             if run.lost:
                 self._emit(run, RELEASED)
                 continue
-            task = self._app.tasks.get(run.task) or self._catch_all
+            task = self._tasks.get(run.task) or self._catch_all
             self._free -= 1
             self._running.add(run)
             run.started = time.monotonic()
@@ -206,7 +222,7 @@ class Executor:
             rate = (self._ended - self._rate_ended) / (now - self._rate_at)
             self._set_rate(0.5 * (self._rate or rate) + 0.5 * rate)
             self._rate_at, self._rate_ended = now, self._ended
-        if self._logged >= _LOGGED_PER_SECOND:
+        if self._logged >= LOGGED_PER_SECOND:
             self._unlogged += 1
         elif outcome.verdict == "completed":
             self._logged += 1
@@ -246,5 +262,5 @@ class Executor:
             self._fail_for_time(run)
 
     def _fail_for_time(self, run: Run) -> None:
-        self._end(run, failed(run, self._app.tasks.get(run.task) or self._catch_all, TimeoutError()))
+        self._end(run, failed(run, self._tasks.get(run.task) or self._catch_all, TimeoutError()))
         self._pump()

@@ -12,6 +12,7 @@ import psycopg
 
 from pgqueue import statements
 from pgqueue.outcome import Outcome, error_json
+from pgqueue.service import until_set
 from pgqueue.worker.link import LOST, RETRYABLE, Link
 
 if TYPE_CHECKING:
@@ -74,14 +75,10 @@ class Finisher:
 
     async def drained(self, *, hurry: bool = False) -> bool:
         """Wait until everything has landed, at most ten seconds (in a hurry: two); answers whether it has."""
-        try:
-            await asyncio.wait_for(self._empty.wait(), _HURRY if hurry else _PATIENCE)
-        except TimeoutError:
-            log.error(  # noqa: TRY400 - the time-out itself says nothing
-                "the database did not take %d outcomes in time; their leases will expire", len(self._waiting)
-            )
-            return False
-        return True
+        if await until_set(self._empty, _HURRY if hurry else _PATIENCE):
+            return True
+        log.error("the database did not take %d outcomes in time; their leases will expire", len(self._waiting))
+        return False
 
     async def _flush(self, batch: list[tuple[Run, Outcome]]) -> None:
         runs = [run for run, _ in batch]

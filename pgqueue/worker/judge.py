@@ -41,7 +41,7 @@ def story(run: Run, outcome: Outcome) -> tuple[int, str]:
         why = f": {error['type']}: {error['message']}"
     wait = format_duration(timedelta(seconds=float(f"{outcome.delay:.3g}")))
     match outcome.verdict:
-        case "retry":
+        case "retry" | "pass":
             return logging.WARNING, f"failed, again in {wait}{why}"
         case "dead":
             return logging.ERROR, f"dead after attempt {run.attempt} of {run.max_attempts}{why}"
@@ -70,13 +70,14 @@ def _judge(run: Run, task: Task[Any, Any] | None, error: BaseException) -> Outco
     text = describe_error(error, run.attempt)
     if isinstance(error, Dead) or run.attempt >= run.max_attempts:
         return Outcome("dead", error=text)
+    again = "pass" if task is not None and task.group_retry == "pass" else "retry"
     if isinstance(error, Retry):
-        return Outcome("retry", error=text, delay=_seconds(error.delay))
+        return Outcome(again, error=text, delay=_seconds(error.delay))
     policy = task.backoff_for(error) if task is not None else None
     delay = policy.delay(run.attempt) if policy is not None else None
     if delay is None:
         return Outcome("dead", error=text)
-    return Outcome("retry", error=text, delay=min(max(0.0, delay.total_seconds()), _LONGEST_DELAY))
+    return Outcome(again, error=text, delay=min(max(0.0, delay.total_seconds()), _LONGEST_DELAY))
 
 
 def _seconds(delay: Any) -> float:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import contextvars
 import importlib
+import inspect
 import multiprocessing
 import os
 import pickle
@@ -16,18 +19,23 @@ from functools import cache
 from multiprocessing.connection import Connection, wait
 from typing import TYPE_CHECKING, Any, Final
 
+from pgqueue import tracing
 from pgqueue.errors import HandlerCrashedError
+from pgqueue.handle import Job
 from pgqueue.outcome import COMPLETED, REMOTE_TRACEBACK, Outcome, dump_result
+from pgqueue.resources import Lifespan
 from pgqueue.run import Run, current_run
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
     from pgqueue.app import App
     from pgqueue.settings import Settings
     from pgqueue.task import Task
 
 _JOBS_PER_CHILD: Final = 1_000
+_PARTING: Final = 5.0  # how long a child may take to close its resources
 
 
 @cache
@@ -39,10 +47,14 @@ def _context() -> multiprocessing.context.ForkServerContext:
 
 
 class ChildPool:
-    """The idle children of a worker. ``call`` runs in a thread of the executor."""
+    """The idle children of a worker. ``call`` runs in a thread of the executor.
 
-    def __init__(self, app: App) -> None:
+    ``around``: the application's middleware as one context manager, which is here, around the child.
+    """
+
+    def __init__(self, app: App, around: Callable[[Job], AbstractContextManager[None]] | None = None) -> None:
         self._app = app
+        self._around = around
         self._idle: list[_Child] = []
         self._all: set[_Child] = set()
         self._closed = False
@@ -52,6 +64,28 @@ class ChildPool:
 
         ``taken`` is called when the child has the job: from then on its timeout counts, not while it starts.
         """
+        if self._around is None:
+            return self._call(run, task, taken)
+        with self._around(Job(run.id, self._app, run)):
+            return self._call(run, task, taken)
+        return COMPLETED  # a middleware has swallowed the exception
+
+    @property
+    def holding(self) -> bool:
+        """Whether an idle child has started resources."""
+        return any(child.holding for child in self._idle)
+
+    def part(self) -> None:
+        """Let the idle children close their resources and end; waits for them, not for ever."""
+        self._closed = True
+        children = [child for child in self._idle if child.holding]
+        for child in children:
+            child.say_goodbye()
+        end = time.monotonic() + _PARTING
+        for child in children:
+            child.wait(end - time.monotonic())
+
+    def _call(self, run: Run, task: Task[Any, Any], taken: Callable[[], object]) -> Outcome:
         child = self._take()
         try:
             run.cancel_hook = child.kill
@@ -62,9 +96,17 @@ class ChildPool:
             run.cancel_hook = None
             if child.usable and not self._closed:
                 self._idle.append(child)
+            elif child.holding and not child.killed:
+                threading.Thread(target=self._retire, args=(child,), daemon=True).start()
             else:
                 child.kill()
                 self._all.discard(child)
+
+    def _retire(self, child: _Child) -> None:
+        child.say_goodbye()
+        child.wait(_PARTING)
+        child.kill()
+        self._all.discard(child)
 
     def _take(self) -> _Child:
         """An idle child that still lives, else a new one."""
@@ -95,17 +137,19 @@ class _Child:
         self._process.start()
         theirs.close()
         self._jobs = 0
-        self._killed = False
+        self.killed = False
+        self.holding = False
 
     @property
     def usable(self) -> bool:
-        return not self._killed and self._jobs < _JOBS_PER_CHILD and self._process.is_alive()
+        return not self.killed and self._jobs < _JOBS_PER_CHILD and self._process.is_alive()
 
     def call(self, run: Run, task: Task[Any, Any], taken: Callable[[], object]) -> Outcome:
         self._jobs += 1
+        self.holding = self.holding or bool(task.arguments.resources)
         function = task.function
         row = (run.priority, None, run.id, run.queue, run.task, run.payload,
-               run.attempt, run.max_attempts, run.timeout, run.meta, run.suspect)  # fmt: skip
+               run.attempt, run.max_attempts, run.timeout, tracing.carried(run.meta), run.suspect)  # fmt: skip
         try:
             self._pipe.send((function.__module__, function.__qualname__, task.arguments.raw, row, run.token))
             while True:
@@ -128,12 +172,21 @@ class _Child:
             self.kill()
             raise HandlerCrashedError(_last_words(code)) from None
 
+    def say_goodbye(self) -> None:
+        """Have an idle child close its resources and end."""
+        with contextlib.suppress(OSError):
+            self._pipe.send(None)
+
+    def wait(self, seconds: float) -> None:
+        """Until it has ended, or this long."""
+        self._process.join(max(0.0, seconds))
+
     def kill(self) -> None:
         """The child and everything that it started."""
         pid = self._process.pid
-        if self._killed or pid is None:
+        if self.killed or pid is None:
             return
-        self._killed = True
+        self.killed = True
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)  # also when the child itself is dead: the group lives while a member does
         if self._process.is_alive():
@@ -151,15 +204,20 @@ def child_main(pipe: Connection, settings: Settings) -> None:
 
     app = App(settings=settings)
     tasks: dict[tuple[str, str], Task[Any, Any]] = {}
+    held = _Held(settings)
     while True:
         try:
-            module, name, raw, row, token = pipe.recv()
+            message = pipe.recv()
         except (EOFError, OSError):
             return
+        if message is None:
+            held.close()
+            return
+        module, name, raw, row, token = message
         try:
             task = tasks.get((module, name)) or tasks.setdefault((module, name), _load(app, module, name, row[4], raw))
             pipe.send(("taken", None))
-            answer: tuple[str, Any] = ("result", _run_here(app, task, _ChildRun(row, token, app, pipe)))
+            answer: tuple[str, Any] = ("result", _run_here(app, task, _ChildRun(row, token, app, pipe), held))
         except BaseException as error:  # noqa: BLE001 - SystemExit and the like end this job and nothing else
             answer = ("error", _flat(error))
         try:
@@ -183,14 +241,56 @@ class _ChildRun(Run):
         self._pipe.send(("landed", None))
 
 
-def _run_here(app: App, task: Task[Any, Any], run: Run) -> str | None:
-    import asyncio  # noqa: PLC0415 - most isolated handlers are sync
-    import inspect  # noqa: PLC0415
+class _Held:
+    """The resources of this child, each started when the first job comes that needs it, and their event loop."""
 
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._lifespans: dict[App, Lifespan] = {}
+        self._runner: asyncio.Runner | None = None
+
+    def call(self, task: Task[Any, Any], run: Run) -> Any:
+        """Call the handler of a task with resources, or of a batch of one."""
+        from pgqueue.worker.compose import call_alone  # noqa: PLC0415 - only such a child needs it
+
+        if task.app not in self._lifespans:
+            task.app.configure(self._settings)
+            self._lifespans[task.app] = Lifespan()
+        lifespan = self._lifespans[task.app]
+        needed = task.app.resources.needed_for(task.arguments.resources.values())
+        if needed:
+            self.run(lifespan.start(needed))
+        value = call_alone(task, lifespan.values, run)
+        return self.run(_closing(task.app, value)) if inspect.iscoroutine(value) else value
+
+    def run(self, coroutine: Any) -> Any:
+        """Always on the same loop, which is that of the resources."""
+        if self._runner is None:
+            self._runner = asyncio.Runner()
+        return self._runner.run(coroutine, context=contextvars.copy_context())
+
+    def close(self) -> None:
+        for lifespan in self._lifespans.values():
+            self.run(lifespan.close())
+        if self._runner is not None:
+            self._runner.close()
+
+
+def _run_here(app: App, task: Task[Any, Any], run: Run, held: _Held) -> str | None:
     current_run.set(run)
-    value: Any = task.function(**task.bind(run))
-    if inspect.iscoroutine(value):
-        value = asyncio.run(_closing(app, value))
+    if run.meta and tracing.imported():
+        with tracing.attached(run.meta):
+            return _result_here(app, task, run, held)
+    return _result_here(app, task, run, held)
+
+
+def _result_here(app: App, task: Task[Any, Any], run: Run, held: _Held) -> str | None:
+    if task.app is app:
+        value: Any = task.function(**task.bind(run))
+        if inspect.iscoroutine(value):
+            value = asyncio.run(_closing(app, value))
+    else:
+        value = held.call(task, run)
     return None if value is None else dump_result(value)
 
 
@@ -203,10 +303,13 @@ async def _closing(app: App, coroutine: Any) -> Any:
 
 def _load(app: App, module: str, qualname: str, name: str, raw: bool) -> Task[Any, Any]:
     from pgqueue.task import Task  # noqa: PLC0415
+    from pgqueue.worker.compose import is_plain  # noqa: PLC0415
 
     found: Any = importlib.import_module("__mp_main__" if module == "__main__" else module)
     for part in qualname.split("."):
         found = getattr(found, part)
+    if isinstance(found, Task) and not is_plain(found):
+        return found
     return Task(app, found.function if isinstance(found, Task) else found, name=name, raw=raw)
 
 

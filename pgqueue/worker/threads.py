@@ -62,10 +62,12 @@ class ThreadSlots:
             threading.Thread(target=self._live, name=f"pgqueue-slot-{self._threads}", daemon=True).start()
         self._inbox.put((run, task, where))
 
-    def shut_down(self) -> None:
-        """End the idle threads and all children."""
+    async def shut_down(self) -> None:
+        """End the idle threads and all children, those that hold resources after these are closed."""
         for _ in range(self._threads):
             self._inbox.put(None)
+        if self._children.holding:
+            await asyncio.to_thread(self._children.part)
         self._children.close()
 
     def _live(self) -> None:

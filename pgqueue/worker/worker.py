@@ -13,18 +13,24 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from pgqueue import statements
+from pgqueue.batch import BatchTask
 from pgqueue.connection import connection_string
 from pgqueue.errors import SettingsError
 from pgqueue.job import DEFAULT_QUEUE, MAX_NAME_LENGTH, check_text
-from pgqueue.pruner import prune
+from pgqueue.pruner import prune, tidy
+from pgqueue.resources import Lifespan
+from pgqueue.scheduler import Scheduler, forget_ticks
 from pgqueue.service import every
 from pgqueue.sweeper import sweep
+from pgqueue.worker.batches import BatchExecutor
 from pgqueue.worker.bell import Bell
 from pgqueue.worker.claimer import Claimer
+from pgqueue.worker.compose import around_thread, compose
 from pgqueue.worker.executor import Executor
 from pgqueue.worker.finisher import Finisher
 from pgqueue.worker.hand import Hand
 from pgqueue.worker.link import Link
+from pgqueue.worker.process import ChildPool
 from pgqueue.worker.renewer import Renewer
 
 if TYPE_CHECKING:
@@ -103,7 +109,19 @@ class Worker:
             self._hurry.set()
 
     async def run(self) -> bool:
-        """Work until :meth:`stop`; answers whether every running job was finished in order."""
+        """Work until :meth:`stop`; answers whether every running job was finished in order.
+
+        Raises:
+            ResourceError: a resource of the application did not start; nothing was claimed.
+        """
+        resources = self._lifespan = Lifespan()
+        try:
+            await resources.start(self.app.resources.all_but(_only_in_children(self.app)))
+            return await self._work()
+        finally:
+            await resources.close()
+
+    async def _work(self) -> bool:
         self._assemble()
         await self.app.database.grow(self.slots + _OWN_CONNECTIONS)
         self.renewer.start()
@@ -116,6 +134,7 @@ class Worker:
                 every(_HEARTBEAT, self._heartbeat, "the heartbeat"),
                 every(_PRUNE, self._prune, "pruning"),
                 every(1.0, self._tick, "the tick"),
+                every(1.0, self.scheduler.look, "the scheduler", self.scheduler.edited),
             )
         ]
         claiming = asyncio.create_task(self.claimer.loop())
@@ -146,11 +165,18 @@ class Worker:
             Link(dsn, "claiming", patience),
             Link(dsn, "finishing", patience, lock_timeout="1s"),
             Link(dsn, "sweeping", patience, lock_timeout="1s"),
+            Link(dsn, "scheduling", patience, lock_timeout="1s"),  # opened when a tick is near
         ]
         self.finisher = Finisher(self._links[1], self.hand, app.schema)
-        self.executor = Executor(app, self.slots, self.finisher.add, catch_all=self._catch_all)
-        self.finisher.on_landed = self.executor.hungry.set
-        self.bell = Bell(listen_dsn, app.schema, self.queues, self._on_cancel, silent=not self._with_bell)
+        self.executor = self._make_executor()
+        self.finisher.on_landed = self._on_landed
+        self.scheduler = Scheduler(
+            self._links[2], self._links[3], app.schema, list(app.schedules.values()), hears=lambda: self.bell.up
+        )
+        self.bell = Bell(
+            listen_dsn, app.schema, self.queues, self._on_cancel,
+            edited=self.scheduler.edited.set, silent=not self._with_bell,
+        )  # fmt: skip
         self.renewer = Renewer(
             dsn, self.hand, self.lease, app.schema,
             lost=lambda run: self._loop.call_soon_threadsafe(self._lose, run),
@@ -161,6 +187,19 @@ class Worker:
             behind=lambda: self.finisher.behind, schema=app.schema, worker=self.name, queues=self.queues,
             tasks=None if self._catch_all is not None else sorted(app.tasks),
             lease=self.lease, poll=self.poll, stopping=self._stopping,
+        )  # fmt: skip
+
+    def _make_executor(self) -> Executor:
+        """What is around handlers is put together here, once: an application without middleware pays nothing."""
+        app, catch_all = self.app, self._catch_all
+        arounds, values = app.middleware.around_runs(), self._lifespan.values
+        composed = {name: compose(task, arounds, values) for name, task in app.tasks.items()}
+        make = BatchExecutor if any(isinstance(task, BatchTask) for task in app.tasks.values()) else Executor
+        return make(
+            app, self.slots, self.finisher.add,
+            catch_all=compose(catch_all, arounds, values) if catch_all is not None else None,
+            tasks=app.tasks if composed == app.tasks else composed,
+            children=ChildPool(app, around_thread(arounds, self._loop) if arounds else None),
         )  # fmt: skip
 
     async def _shut_down(self, claiming: asyncio.Task[None], background: list[asyncio.Task[None]]) -> bool:
@@ -207,6 +246,11 @@ class Worker:
         self.hand.look_again(job_id)
         self.renewer.wake()
 
+    def _on_landed(self) -> None:
+        self.executor.hungry.set()
+        if self.claimer.managed:  # a key or a place of a limit may be free again
+            self.bell.rung.set()
+
     def _lose(self, run: Run) -> None:
         self.executor.cancel(run, lost=True)
 
@@ -218,6 +262,8 @@ class Worker:
 
     async def _prune(self) -> None:
         await prune(self._links[2], self.app.schema)
+        await tidy(self._links[2], self.app.schema)
+        await forget_ticks(self._links[2], self.app.schema)
 
     async def _heartbeat(self) -> None:
         clock = await self._links[2].arun(statements.heartbeat(
@@ -237,6 +283,14 @@ class Worker:
 
 def _queues_of(app: App) -> list[str]:
     return sorted({task.spec.queue for task in app.tasks.values()}) or [DEFAULT_QUEUE]
+
+
+def _only_in_children(app: App) -> set[Any]:
+    """The resources that only isolated tasks take: their children start their own."""
+    keys: dict[bool, set[Any]] = {True: set(), False: set()}
+    for task in app.tasks.values():
+        keys[task.kind == "process"].update(task.arguments.resources.values())
+    return keys[True] - keys[False]
 
 
 async def _first_of(*tasks: asyncio.Task[Any]) -> None:

@@ -41,7 +41,7 @@ def test_the_list_of_commands_holds_the_first_sentence_of_each_whole(pgq):
         (["enqueu"], "no command 'enqueu'; did you mean pgq enqueue or pgq queue?"),
         (["jobs"], "did you mean pgq job?"),
         (["job", "lst"], "no command 'lst'; did you mean pgq job list? See: pgq job --help"),
-        (["list"], "did you mean pgq job list or pgq dead list or pgq queue list?"),
+        (["list"], "did you mean pgq job list or pgq batch list or pgq dead list or pgq queue list or"),
         (["redrive"], "did you mean pgq dead redrive?"),
         (["zzz"], "no command 'zzz'; see: pgq --help"),
         (["worker", "x"], "unexpected 'x'; see: pgq worker --help"),

@@ -171,7 +171,7 @@ def test_the_reply_to_an_enqueue_may_be_lost_and_a_unique_key_finds_the_job(stor
     producer = App(settings=Settings(dsn=proxy.dsn))
     spec = JobSpec.make("nap", unique_key="only once", delay=2)
     try:
-        proxy.cut_reply_after("pgqueue.enqueue(")
+        proxy.cut_reply_after("pgqueue.submit(")
         with pytest.raises(DatabaseUnreachableError):
             producer.client.enqueue(spec)
         ((job,),) = story.query("SELECT id FROM pgqueue.jobs")

@@ -179,7 +179,11 @@ async def test_expired_leases_of_others_are_swept(dsn: str, app: App) -> None:
         dsn,
         "UPDATE pgqueue.jobs SET state = 'running', attempt = 1, lease_token = 9, worker = 'gone', lease_until = now()",
     )
-    await query(dsn, "INSERT INTO pgqueue.leases SELECT 9, now(), 'gone', array_agg(id) FROM pgqueue.jobs")
+    await query(
+        dsn,
+        "INSERT INTO pgqueue.leases (token, lease_until, worker, job_ids) "
+        "SELECT 9, now(), 'gone', array_agg(id) FROM pgqueue.jobs",
+    )
     async with working(app):
         assert await job.result(30) == "done"
     assert [error["type"] for error in (await job.refresh()).errors] == ["LeaseExpired"]
@@ -195,7 +199,11 @@ async def test_a_job_that_used_up_its_attempts_by_killing_workers_is_buried(dsn:
         dsn,
         "UPDATE pgqueue.jobs SET state = 'running', attempt = 1, lease_token = 9, worker = 'gone', lease_until = now()",
     )
-    await query(dsn, "INSERT INTO pgqueue.leases SELECT 9, now(), 'gone', array_agg(id) FROM pgqueue.jobs")
+    await query(
+        dsn,
+        "INSERT INTO pgqueue.leases (token, lease_until, worker, job_ids) "
+        "SELECT 9, now(), 'gone', array_agg(id) FROM pgqueue.jobs",
+    )
     async with working(app):
         record = await in_state(job, "dead")
     assert record.errors[0]["type"] == "LeaseExpired"
