@@ -436,12 +436,28 @@ def managed_queues(queues: list[str], *, schema: str) -> Statement[list[str]]:
     return Statement(load("managed_queues", schema), {"queues": queues}, _column)
 
 
-def next_due(
-    queues: list[str], priorities: list[int], tasks: list[str] | None, *, schema: str
-) -> Statement[tuple[float | None, list[str]]]:
-    """Seconds until the next waiting job of these lanes is due; and which queues are served by claim_managed."""
-    params = {"queues": queues, "priorities": priorities, "tasks": tasks}
-    return Statement(load("next_due", schema), params, lambda rows: (rows[0][0], rows[0][1]))
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What waits in some lanes.
+
+    Attributes:
+        ready: a job is due now.
+        seconds: until the next one is; None when none waits.
+        managed: the queues that are served by claim_managed.
+    """
+
+    ready: bool
+    seconds: float | None
+    managed: list[str]
+
+
+def next_due(lanes: Lanes, tasks: list[str] | None, *, schema: str) -> Statement[Ahead]:
+    """Whether to claim, and how long to sleep if not."""
+    params = {
+        "queues": lanes.queues, "priorities": lanes.priorities, "mark_ats": lanes.mark_ats, "mark_ids": lanes.mark_ids,
+        "tasks": tasks,
+    }  # fmt: skip
+    return Statement(load("next_due", schema), params, lambda rows: Ahead(*rows[0]))
 
 
 def finish(

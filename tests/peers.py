@@ -31,6 +31,15 @@ LEASE = timedelta(seconds=30)
 PATIENCE = 30.0
 LANES = tuple(range(10))
 
+
+def whole(queues: Sequence[str]) -> Lanes:
+    """Every lane of these queues, from its start."""
+    lanes = [(queue, priority) for priority in LANES for queue in queues]
+    return Lanes(
+        [queue for queue, _ in lanes], [priority for _, priority in lanes], [None] * len(lanes), [0] * len(lanes)
+    )
+
+
 _tokens = itertools.count(1_000_001)
 
 
@@ -167,10 +176,11 @@ class Peer:
     def retry(self, job_id: int) -> str | None:
         return self.run(statements.retry(job_id, schema=SCHEMA))
 
+    def ahead(self, *, queues: Sequence[str] = ("default",), tasks: list[str] | None = None) -> statements.Ahead:
+        return self.run(statements.next_due(whole(queues), tasks, schema=SCHEMA))
+
     def next_due(self, *, queues: Sequence[str] = ("default",), tasks: list[str] | None = None) -> float | None:
-        lanes = [(queue, priority) for priority in LANES for queue in queues]
-        columns = [queue for queue, _ in lanes], [priority for _, priority in lanes]
-        return self.run(statements.next_due(*columns, tasks, schema=SCHEMA))[0]
+        return self.ahead(queues=queues, tasks=tasks).seconds
 
     # -- moving time, looking ----------------------------------------------------------------------------------------
 

@@ -1,9 +1,9 @@
--- Seconds until the next waiting job of these lanes is due, or until it may be started for another reason: the next token
--- of a rate, the next look at very many lines; NULL when there is none. An idle worker sleeps no longer. And which of the
--- queues are to be served by claim_managed.sql.
+-- What an idle worker asks instead of claiming: is a job of these lanes due now; seconds until the next one is, or until it
+-- may be started for another reason (the next token of a rate, the next look at very many lines), NULL when there is none:
+-- it sleeps no longer; and which of the queues are to be served by claim_managed.sql.
 --
--- Parameters: queues, priorities: parallel arrays, one element per lane; tasks: names, NULL for all.
--- Index: jobs_claim, one probe per lane; jobs_group_due, three per queue; buckets_pkey.
+-- Parameters: queues, priorities, mark_ats, mark_ids: as in claim.sql; tasks: names, NULL for all.
+-- Index: jobs_claim, two probes per lane; jobs_group_due, three per queue; buckets_pkey.
 -- LATERAL with LIMIT, and no EXISTS: each of them is one probe, whatever the planner thinks of joins.
 WITH managed AS MATERIALIZED (
     SELECT n.name, settings.rate, settings.burst, settings.key_rate, bucket.tokens, bucket.filled_at, bucket.barren_at, keyed.last IS NOT NULL AS keyed
@@ -20,19 +20,35 @@ WITH managed AS MATERIALIZED (
         ORDER BY j.run_at DESC, j.id DESC LIMIT 1
     ) keyed ON true
     WHERE NOT coalesce(settings.paused, false) AND (coalesce(settings.limited, false) OR keyed.last IS NOT NULL)
+), lane AS MATERIALIZED (
+    SELECT l.queue, l.priority, coalesce(l.mark_at, '-infinity') AS mark_at, l.mark_id, settings.limited
+    FROM unnest(%(queues)s::text[], %(priorities)s::smallint[], %(mark_ats)s::timestamptz[], %(mark_ids)s::bigint[])
+        AS l(queue, priority, mark_at, mark_id)
+    LEFT JOIN LATERAL (SELECT q.paused, q.limited FROM pgqueue.queues q WHERE q.name = l.queue LIMIT 1) settings ON true
+    WHERE NOT coalesce(settings.paused, false)
+), ready AS (
+    SELECT FROM lane CROSS JOIN LATERAL (
+        SELECT
+        FROM pgqueue.jobs j
+        WHERE j.state = 'available' AND j.queue = lane.queue AND j.priority = lane.priority AND j.group_key IS NULL
+          AND (j.run_at, j.id) > (lane.mark_at, lane.mark_id) AND j.run_at <= now()
+          AND (%(tasks)s::text[] IS NULL OR j.task = ANY (%(tasks)s::text[]))
+        LIMIT 1
+    ) due
+    WHERE lane.limited IS NOT TRUE
+    LIMIT 1
 ), soon AS (
     SELECT min(due.run_at) AS run_at
-    FROM unnest(%(queues)s::text[], %(priorities)s::smallint[]) AS lane(queue, priority)
+    FROM lane
     CROSS JOIN LATERAL (
         SELECT j.run_at
         FROM pgqueue.jobs j
         WHERE j.state = 'available' AND j.queue = lane.queue AND j.priority = lane.priority AND j.group_key IS NULL
-          AND j.run_at > now()
+          AND j.run_at > now() AND j.run_at < 'infinity'
           AND (%(tasks)s::text[] IS NULL OR j.task = ANY (%(tasks)s::text[]))
         ORDER BY j.run_at
         LIMIT 1
     ) due
-    WHERE NOT EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = lane.queue AND q.paused)
     UNION ALL  -- of the lines: it need not be a head, so there is a pause between looks
     SELECT (SELECT greatest(j.run_at, clock_timestamp() + interval '20 ms') FROM pgqueue.jobs j
             WHERE j.state = 'available' AND j.queue = m.name AND j.group_key IS NOT NULL AND j.run_at < 'infinity' AND j.run_at > now()
@@ -49,4 +65,4 @@ WITH managed AS MATERIALIZED (
     UNION ALL
     SELECT m.barren_at + interval '110 ms' FROM managed m WHERE m.barren_at IS NOT NULL
 )
-SELECT extract(epoch FROM (SELECT min(s.run_at) FROM soon s) - clock_timestamp())::float8, ARRAY(SELECT m.name FROM managed m)
+SELECT EXISTS (SELECT FROM ready), extract(epoch FROM (SELECT min(s.run_at) FROM soon s) - clock_timestamp())::float8, ARRAY(SELECT m.name FROM managed m)

@@ -321,33 +321,44 @@ class Claimer:
                 await self._sleep_until_due(found=found)
 
     async def _sleep_until_due(self, *, found: bool) -> None:
-        """The next rung of the ladder, the poll interval at its end; less if a job is due before that."""
-        if found:
-            pause = self._poll if self._bell.armed else _LADDER[0]
-        else:
-            pause = min(_LADDER[self._rung] if self._rung < len(_LADDER) else self._poll, self._poll)
-            self._rung += 1
-        pause *= random.uniform(0.8, 1)  # noqa: S311 - so that workers do not look together
-        lanes = self.marks.lanes(full=True, turn=0)
-        known = set(self._managed)
-        try:
-            due, managed = await self._link.arun(
-                statements.next_due(lanes.queues, lanes.priorities, self._tasks, schema=self._schema)
-            )
-        except (psycopg.Error, OSError):
-            due = None
-        else:
-            self._know_managed(managed)
-            if not known.issuperset(managed):
-                return  # there is a queue that was not looked into
-        if due is not None:
-            pause = min(pause, max(due, 0.0) + 0.001)
-        await self._sleep(pause)
+        """Until there is something to claim: the bell rings, a job is due, or nobody knows.
 
-    async def _sleep(self, seconds: float) -> None:
-        """Until the bell rings, the worker stops, or the time is over."""
-        if await until_set(self._bell.rung, seconds):
+        What is asked meanwhile is not a claim but one statement that writes nothing: by the rungs of the ladder, then
+        every poll interval. A job that is due but was not to be had is claimed at that pace, too.
+        """
+        if found:
+            self._rung = len(_LADDER) if self._bell.armed else 0
+        asked = False
+        while not self._stopping.is_set():
+            ahead = await self._look_ahead()
+            if ahead is None or (ahead.ready and asked):
+                return
+            pause = min(_LADDER[self._rung] if self._rung < len(_LADDER) else self._poll, self._poll)
+            pause *= random.uniform(0.8, 1)  # noqa: S311 - so that workers do not look together
+            self._rung += 1
+            due = math.inf if ahead.seconds is None else max(ahead.seconds, 0.0) + 0.001
+            if await self._sleep(min(pause, due)) or due < pause or self._managed or not self._bell.armed:
+                return
+            asked = True
+
+    async def _look_ahead(self) -> statements.Ahead | None:
+        """What is to come; None when that can't be had, or it is something that was not looked into."""
+        lanes = self.marks.lanes(full=time.monotonic() >= self._full_scan_at, turn=0)
+        try:
+            ahead = await self._link.arun(statements.next_due(lanes, self._tasks, schema=self._schema))
+        except (psycopg.Error, OSError):
+            await self._sleep(self._poll)
+            return None
+        known = set(self._managed)
+        self._know_managed(ahead.managed)
+        return ahead if known.issuperset(ahead.managed) else None
+
+    async def _sleep(self, seconds: float) -> bool:
+        """Until the bell rings (True), the worker stops, or the time is over."""
+        rang = await until_set(self._bell.rung, seconds)
+        if rang:
             self._bell.rung.clear()
+        return rang
 
     async def _wait_until_hungry(self) -> None:
         if self._bell.armed:

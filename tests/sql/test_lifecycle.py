@@ -785,6 +785,28 @@ def test_next_due_passes_over_due_running_unknown_and_paused_jobs(one: Peer):
     assert one.next_due() is None
 
 
+def test_a_job_is_ready_that_a_claim_would_take(one: Peer):
+    assert not one.ahead().ready
+    job = one.enqueue("known", delay=100)
+    assert not one.ahead().ready
+    one.run(statements.retry(job, schema=SCHEMA))
+    assert one.ahead().ready
+    assert one.ahead(tasks=["known"]).ready
+    assert not one.ahead(tasks=["unknown"]).ready
+    assert not one.ahead(queues=["other"]).ready
+    ((run_at,),) = one.sql("SELECT run_at FROM pgqueue.jobs")
+    behind = statements.Lanes(["default"], [5], [run_at], [job])
+    assert not one.run(statements.next_due(behind, None, schema=SCHEMA)).ready, "it is not behind the mark"
+    one.run(statements.pause("default", schema=SCHEMA))
+    assert not one.ahead().ready
+    one.run(statements.resume("default", schema=SCHEMA))
+    one.run(statements.limit_queue("default", {"max_running": 1}, schema=SCHEMA))
+    assert not one.ahead().ready, "claim_managed has to look"
+    one.run(statements.limit_queue("default", {"max_running": None}, schema=SCHEMA))
+    one.claim()
+    assert not one.ahead().ready
+
+
 # -- everything at once ----------------------------------------------------------------------------------------------
 
 

@@ -206,14 +206,13 @@ def test_an_idle_worker_sleeps_until_the_next_token_of_the_queue_or_of_a_key(one
     limit(one, rate=0.01)
     plain(one, 3)
     managed(one)
-    due, names = one.run(statements.next_due(["q"] * 10, list(range(10)), None, schema=SCHEMA))
-    assert names == ["q"]
-    assert 90 < due <= 100
+    ahead = one.ahead(queues=["q"])
+    assert ahead.managed == ["q"]
+    assert 90 < (ahead.seconds or 0) <= 100
     limit(one, rate=None, key_rate=0.5)
     line(one, "a", 2)
     managed(one)
-    due, _ = one.run(statements.next_due(["q"] * 10, list(range(10)), None, schema=SCHEMA))
-    assert 1.5 < due <= 2
+    assert 1.5 < (one.next_due(queues=["q"]) or 0) <= 2
 
 
 @pytest.mark.parametrize("rate", [1e-9, 1e9])
@@ -223,7 +222,7 @@ def test_the_least_and_the_greatest_rate_can_be_served(one: Peer, rate: float):
     line(one, "a", 3)
     for token in (1, 2):
         managed(one, token=token)
-        one.run(statements.next_due(["q"] * 10, list(range(10)), None, schema=SCHEMA))
+        one.ahead(queues=["q"])
     assert len(running(one)) == (1 if rate < 1 else 4)
 
 
