@@ -77,7 +77,7 @@ def test_the_replies_to_batches_may_be_lost(story: Story, proxy: Proxy) -> None:
     producer = App(settings=Settings(dsn=proxy.dsn))
     try:
         specs = [JobSpec.make("nap", unique_key=f"k{n}") for n in range(50)]
-        proxy.cut_reply_after("pgqueue.enqueue_many(")
+        proxy.cut_reply_after("pgqueue.submit_many(")
         with pytest.raises(DatabaseUnreachableError):
             producer.client.enqueue_many(specs)
         found = [job for (job,) in story.query("SELECT id FROM pgqueue.jobs ORDER BY id")]
