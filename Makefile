@@ -6,10 +6,10 @@ STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 4
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test chaos check bench docs format clean
+.PHONY: help demo test chaos check bench bench-peers docs format clean
 
 help: ## Show the targets
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml
 	@echo "Installing into $(VENV): about a minute, the first time"
@@ -41,6 +41,9 @@ check: $(STAMP) ## Linters, formatter, type checker, import rules, docs
 bench: $(STAMP) ## Drain, enqueue, latency and steady load, beside the bare-SQL floors in the same run
 	@$(BIN)/python -m benchmarks
 
+bench-peers: $(STAMP) ## The same beside seven other PostgreSQL queues, installed into .bench-peers (BENCH_PEERS=--quick: minutes)
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m benchmarks.peers $(BENCH_PEERS)
+
 docs: $(STAMP) ## Write the generated pages: docs/cli.md, docs/errors.md, docs/glossary.md
 	@$(BIN)/python docs/generate.py
 
@@ -49,4 +52,4 @@ format: $(STAMP) ## Sort imports and format the code
 	@$(BIN)/ruff format .
 
 clean: ## Remove what the targets made
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* htmlcov
+	rm -rf $(VENV) .bench-peers dist build .mypy_cache .ruff_cache .pytest_cache .coverage .coverage.* htmlcov

@@ -125,9 +125,11 @@ class Tally:
         return self.view.cast("q")
 
 
-def wait_until(done: Callable[[], bool], story: Callable[[], str], pause: float = 0.005) -> None:
+def wait_until(
+    done: Callable[[], bool], story: Callable[[], str], pause: float = 0.005, patience: float = _PATIENCE
+) -> None:
     """Look until it is so; raises TimeoutError with the story after minutes without."""
-    deadline = time.monotonic() + _PATIENCE
+    deadline = time.monotonic() + patience
     while not done():
         if time.monotonic() > deadline:
             raise TimeoutError(story())

@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -53,9 +54,9 @@ class Server:
     template: str = "template0"
 
     @contextlib.contextmanager
-    def database(self) -> Iterator[Database]:
-        """A fresh database with pgqueue's schema; dropped afterwards."""
-        with self._own_database(self.template) as database:
+    def database(self, template: str | None = None) -> Iterator[Database]:
+        """A fresh database with pgqueue's schema, or a copy of ``template``; dropped afterwards."""
+        with self._own_database(template or self.template) as database:
             yield database
 
     @contextlib.contextmanager
@@ -106,8 +107,8 @@ class Database:
 
 
 @contextlib.contextmanager
-def open_server(dsn: str | None) -> Iterator[Server]:
-    """The server of ``dsn``, else a private one for the length of this block."""
+def open_server(dsn: str | None, *, tcp: bool = False) -> Iterator[Server]:
+    """The server of ``dsn``, else a private one for the length of this block, on a Unix socket or on TCP."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_run_folder())
         if dsn is None:
@@ -115,7 +116,8 @@ def open_server(dsn: str | None) -> Iterator[Server]:
             bin_dir = embedded.reachable_binaries(binaries, beside=folder)
             preload: dict[str, str | int] = {"shared_preload_libraries": "pg_stat_statements"}
             preload = preload if _has_statements(bin_dir) else {}
-            private = embedded.PostgresServer(folder / "data", bin_dir, settings=SETTINGS | preload)
+            port = _free_port() if tcp else None
+            private = embedded.PostgresServer(folder / "data", bin_dir, settings=SETTINGS | preload, port=port)
             stack.callback(private.stop, "immediate")
             dsn = private.start()
         yield stack.enter_context(_describe(dsn, folder).migrated())
@@ -162,6 +164,11 @@ def _parent_of(backend: int) -> int | None:
         if "postgres" in name:
             return int(rest.split()[1])
     return None
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
 
 
 def _has_statements(bin_dir: Path) -> bool:
