@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING
 
 import psycopg
 import pytest
+from scenarios.harness import LEASE, Story, until
+from scenarios.proxy import Proxy
 
 from pgqueue import App, DatabaseError, JobSpec, Settings
 from pgqueue.errors import DatabaseUnreachableError
-from scenarios.harness import LEASE, Story, until
-from scenarios.proxy import Proxy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -8,7 +8,6 @@ from collections import defaultdict
 from typing import TYPE_CHECKING
 
 import pytest
-
 from scenarios.harness import LEASE, SWEEP, until
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
 import pytest
+from scenarios.harness import LEASE, Story, until
 
 from pgqueue import ScheduleSpec
-from scenarios.harness import LEASE, Story, until
 
 if TYPE_CHECKING:
     from pathlib import Path
