@@ -605,34 +605,46 @@ def due_queues(specs: Sequence[JobSpec]) -> list[str]:
 def copy_blocks(specs: Sequence[JobSpec], ids: Sequence[int], now: datetime) -> Iterator[bytes]:
     """The rows in COPY's binary format (PostgreSQL manual, COPY, Binary Format), a block at a time.
 
-    Written by hand because it costs a third of building each row from adapted values.
+    Written by hand because it costs a fifth of building each row from adapted values. What stands around the payload is
+    the same for most rows of a block.
     """
     yield b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
-    block = bytearray()
-    for nth, (spec, job_id) in enumerate(zip(specs, ids, strict=True), 1):
-        run_at = spec.run_at or (now if spec.delay is None else now + spec.delay)
-        task, queue, payload = spec.task.encode(), spec.queue.encode(), spec.payload.encode()
-        block += struct.pack("!hiqi", 11, 8, job_id, len(task)) + task
-        block += struct.pack("!ib", len(payload) + 1, 1) + payload
-        block += struct.pack("!i", len(queue)) + queue
-        block += struct.pack("!ihiqih", 2, spec.priority, 8, _microseconds(run_at - _EPOCH), 2, spec.max_attempts)
-        block += _NULL if spec.timeout is None else struct.pack("!iqii", 16, _microseconds(spec.timeout), 0, 0)
-        block += _NULL
-        if spec.meta is None:
-            block += _NULL
-        else:
-            meta = spec.meta.encode()
-            block += struct.pack("!ib", len(meta) + 1, 1) + meta
-        if spec.group_key is None:
-            block += _NULL
-        else:
-            key = spec.group_key.encode()
-            block += struct.pack("!i", len(key)) + key
-        if nth % _CHUNK == 0:
-            yield bytes(block)
-            block.clear()
-    block += struct.pack("!h", -1)
-    yield bytes(block)
+    for begin in range(0, len(specs), _CHUNK):
+        known: dict[object, tuple[bytes, bytes]] = {}
+        block: list[bytes] = []
+        for spec, job_id in zip(specs[begin : begin + _CHUNK], ids[begin : begin + _CHUNK], strict=True):
+            kind = (
+                spec.task, spec.queue, spec.priority, spec.run_at, spec.delay, spec.max_attempts, spec.timeout,
+                spec.meta, spec.group_key,
+            )  # fmt: skip
+            around = known.get(kind)
+            if around is None:
+                around = known[kind] = _text(spec.task), _after_payload(spec, now)
+            payload = spec.payload.encode()
+            block += (
+                struct.pack("!hiq", 11, 8, job_id), around[0],
+                struct.pack("!ib", len(payload) + 1, 1), payload, around[1],
+            )  # fmt: skip
+        yield b"".join(block)
+    yield struct.pack("!h", -1)
+
+
+def _after_payload(spec: JobSpec, now: datetime) -> bytes:
+    run_at = spec.run_at or (now if spec.delay is None else now + spec.delay)
+    meta = None if spec.meta is None else spec.meta.encode()
+    return b"".join((
+        _text(spec.queue),
+        struct.pack("!ihiqih", 2, spec.priority, 8, _microseconds(run_at - _EPOCH), 2, spec.max_attempts),
+        _NULL if spec.timeout is None else struct.pack("!iqii", 16, _microseconds(spec.timeout), 0, 0),
+        _NULL,  # unique_key
+        _NULL if meta is None else struct.pack("!ib", len(meta) + 1, 1) + meta,
+        _NULL if spec.group_key is None else _text(spec.group_key),
+    ))  # fmt: skip
+
+
+def _text(value: str) -> bytes:
+    data = value.encode()
+    return struct.pack("!i", len(data)) + data
 
 
 _NULL: Final = struct.pack("!i", -1)

@@ -49,8 +49,8 @@ class Arguments:
         ResourceError: a parameter is to be injected, and there is no resource of its type.
     """
 
-    __slots__ = ("_adapter", "_empty", "_names", "_open", "_signature", "_task", "hints", "job_parameter", "raw",
-                 "resources")  # fmt: skip
+    __slots__ = ("_adapter", "_empty", "_exactly", "_names", "_open", "_signature", "_task", "hints", "job_parameter",
+                 "raw", "resources")  # fmt: skip
 
     def __init__(
         self, function: Callable[..., Any], task: str, *, raw: bool, job_type: type, resources: Collection[Any] = ()
@@ -72,14 +72,18 @@ class Arguments:
             raise InvalidJobError(f"task {task!r} is raw: it must have exactly one parameter for the payload")
         self._empty = not parameters
         self._open = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
+        self._exactly = None if self._open else frozenset(self._names)
         self._adapter = None if raw else _adapter(task, parameters, hints)
 
     def dump(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """The payload of a call; raises InvalidPayloadError when the arguments do not fit."""
-        try:
-            bound = self._signature.bind(*args, **kwargs).arguments
-        except TypeError as error:
-            raise InvalidPayloadError(f"task {self._task!r}: {error}") from None
+        if not args and kwargs.keys() == self._exactly:  # each by its name: nothing to bind
+            bound = kwargs
+        else:
+            try:
+                bound = self._signature.bind(*args, **kwargs).arguments
+            except TypeError as error:
+                raise InvalidPayloadError(f"task {self._task!r}: {error}") from None
         if self._adapter is None:
             return dump_payload(bound[self._names[0]])
         if self._open and self._names[-1] in bound:  # what **kwargs has taken lies beside the named ones
