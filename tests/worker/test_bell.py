@@ -159,6 +159,7 @@ async def test_an_idle_worker_asks_rarely(dsn: str, app: App) -> None:
 
     async with working(app, poll=timedelta(seconds=1)) as worker:
         await until(lambda: worker.bell.armed and worker.claimer._rung >= 5, "it has calmed down")
-        turns, began = worker.claimer._turn, time.monotonic()
-        await until(lambda: worker.claimer._turn >= turns + 2, "two more looks")
+        turns, looks, began = worker.claimer._turn, worker.claimer._rung, time.monotonic()
+        await until(lambda: worker.claimer._rung >= looks + 2, "two more looks")
         assert time.monotonic() - began > 0.7
+        assert worker.claimer._turn == turns, "it asks, it does not claim"
