@@ -18,9 +18,9 @@ _RULES = {
     "pending is not the number of edges": """
         SELECT j.id, j.state, j.pending, count(d.*)
         FROM pgqueue.jobs j LEFT JOIN pgqueue.dependencies d ON d.job_id = j.id
-        GROUP BY j.id HAVING j.pending <> count(d.*)""",
+        GROUP BY j.id HAVING coalesce(j.pending, 0) <> count(d.*)""",
     "blocked, and waits for nothing; or not blocked, and waits": """
-        SELECT j.id, j.state, j.pending FROM pgqueue.jobs j WHERE (j.state = 'blocked') <> (j.pending > 0)""",
+        SELECT j.id, j.state, j.pending FROM pgqueue.jobs j WHERE (j.state = 'blocked') <> (j.pending IS NOT NULL)""",
     "an edge of a job that is not live": """
         SELECT d.* FROM pgqueue.dependencies d WHERE NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.id = d.job_id)""",
     "a live upstream that does not know of its followers": """

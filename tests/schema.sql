@@ -306,7 +306,7 @@ TABLE pgqueue.jobs
     max_attempts smallint NOT NULL DEFAULT 10
     cancel_requested boolean NOT NULL DEFAULT false
     has_followers boolean NOT NULL DEFAULT false
-    pending integer NOT NULL DEFAULT 0
+    pending integer
     queue text NOT NULL DEFAULT 'default'::text
     task text NOT NULL
     payload jsonb NOT NULL DEFAULT '{}'::jsonb
@@ -497,7 +497,7 @@ VIEW pgqueue.all_jobs
     batch_id bigint
     depends_on bigint[]
     pending integer
-    AS SELECT id, queue, task, CASE WHEN ((state = 'available'::pgqueue.job_state) AND (run_at > now())) THEN CASE WHEN (attempt > 0) THEN 'retrying'::text ELSE 'scheduled'::text END ELSE (state)::text END AS state, payload, priority, attempt, max_attempts, CASE WHEN (state = 'blocked'::pgqueue.job_state) THEN due_at ELSE run_at END AS run_at, created_at, started_at, NULL::timestamp with time zone AS finished_at, lease_until, worker, cancel_requested, timeout, unique_key, progress, NULL::jsonb AS result, errors, meta, group_key, batch_id, depends_on, pending FROM pgqueue.jobs UNION ALL SELECT id, queue, task, (state)::text AS state, payload, priority, attempt, max_attempts, run_at, created_at, started_at, finished_at, NULL::timestamp with time zone AS lease_until, worker, false AS cancel_requested, timeout, unique_key, progress, result, errors, meta, group_key, batch_id, depends_on, 0 AS pending FROM pgqueue.history;
+    AS SELECT id, queue, task, CASE WHEN ((state = 'available'::pgqueue.job_state) AND (run_at > now())) THEN CASE WHEN (attempt > 0) THEN 'retrying'::text ELSE 'scheduled'::text END ELSE (state)::text END AS state, payload, priority, attempt, max_attempts, CASE WHEN (state = 'blocked'::pgqueue.job_state) THEN due_at ELSE run_at END AS run_at, created_at, started_at, NULL::timestamp with time zone AS finished_at, lease_until, worker, cancel_requested, timeout, unique_key, progress, NULL::jsonb AS result, errors, meta, group_key, batch_id, depends_on, COALESCE(pending, 0) AS pending FROM pgqueue.jobs UNION ALL SELECT id, queue, task, (state)::text AS state, payload, priority, attempt, max_attempts, run_at, created_at, started_at, finished_at, NULL::timestamp with time zone AS lease_until, worker, false AS cancel_requested, timeout, unique_key, progress, result, errors, meta, group_key, batch_id, depends_on, 0 AS pending FROM pgqueue.history;
     GRANT r TO pgqueue_admin
     GRANT r TO pgqueue_reader
     GRANT r TO pgqueue_worker
@@ -1575,7 +1575,7 @@ BEGIN
         FROM (SELECT met.job_id, count(*)::integer AS n FROM met GROUP BY met.job_id) m;
         FOR queue_name IN
             WITH moved AS (
-                UPDATE pgqueue.jobs j SET pending = j.pending - f.n,
+                UPDATE pgqueue.jobs j SET pending = nullif(j.pending - f.n, 0),
                     state = CASE WHEN j.pending <= f.n THEN 'available' ELSE 'blocked' END::pgqueue.job_state,
                     run_at = CASE WHEN j.pending <= f.n THEN greatest(j.due_at, now()) ELSE 'infinity' END,
                     due_at = CASE WHEN j.pending <= f.n THEN NULL ELSE j.due_at END
@@ -1658,7 +1658,7 @@ BEGIN
         SELECT j.id, j.state = 'blocked' AS blocked FROM pgqueue.jobs j
         WHERE j.id = job_id AND (j.state = 'blocked' OR (j.state = 'available' AND j.run_at > now())) FOR UPDATE
     )
-    UPDATE pgqueue.jobs j SET run_at = now(), due_at = NULL, state = 'available', pending = 0 FROM waiting w WHERE j.id = w.id
+    UPDATE pgqueue.jobs j SET run_at = now(), due_at = NULL, state = 'available', pending = NULL FROM waiting w WHERE j.id = w.id
     RETURNING 'available', j.queue, w.blocked INTO found_state, found_queue, was_blocked;
     IF was_blocked THEN
         DELETE FROM pgqueue.dependencies d WHERE d.job_id = retry.job_id;
@@ -1783,7 +1783,7 @@ BEGIN
             unique_key, group_key, batch_id, depends_on, has_followers)
         VALUES (task, payload, queue, priority,
             CASE WHEN unmet <> '{}' THEN 'infinity' ELSE due END, CASE WHEN unmet <> '{}' THEN due END,
-            CASE WHEN unmet <> '{}' THEN 'blocked' ELSE 'available' END::pgqueue.job_state, coalesce(cardinality(unmet), 0),
+            CASE WHEN unmet <> '{}' THEN 'blocked' ELSE 'available' END::pgqueue.job_state, nullif(cardinality(unmet), 0),
             max_attempts, timeout, meta, unique_key, group_key, batch_id, nullif(depends_on, '{}'), many)
         ON CONFLICT DO NOTHING
         RETURNING j.id INTO id;
@@ -1952,7 +1952,7 @@ BEGIN
     BEGIN
     SELECT array_agg(ROW(
         nextval('pgqueue.jobs_id_seq'), pgqueue.due(r.delay, r.run_at), now(), NULL, NULL, NULL,
-        'available', coalesce(r.priority, 5), 0, coalesce(r.max_attempts, 10), false, false, 0, coalesce(r.queue, 'default'), r.task,
+        'available', coalesce(r.priority, 5), 0, coalesce(r.max_attempts, 10), false, false, NULL, coalesce(r.queue, 'default'), r.task,
         coalesce(e.item -> 'payload', '{}'), r.timeout, r.unique_key, NULL, NULL, NULL, r.meta,
         r.group_key, NULL, NULL, submit_many.batch_id, NULL)::pgqueue.jobs ORDER BY e.nth)
     INTO given

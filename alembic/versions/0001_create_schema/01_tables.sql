@@ -19,7 +19,7 @@ CREATE TABLE pgqueue.jobs (
     max_attempts smallint NOT NULL DEFAULT 10,
     cancel_requested boolean NOT NULL DEFAULT false,
     has_followers boolean NOT NULL DEFAULT false,
-    pending integer NOT NULL DEFAULT 0,
+    pending integer,  -- edges of a blocked job; NULL for all others, which are not a byte longer for it
     queue text NOT NULL DEFAULT 'default',
     task text NOT NULL,
     payload jsonb NOT NULL DEFAULT '{}',

@@ -7,7 +7,7 @@ SELECT id, queue, task,
        payload, priority, attempt, max_attempts, CASE WHEN state = 'blocked' THEN due_at ELSE run_at END AS run_at, created_at,
        started_at, NULL::timestamptz AS finished_at,
        lease_until, worker, cancel_requested, timeout, unique_key, progress, NULL::jsonb AS result, errors, meta,
-       group_key, batch_id, depends_on, pending
+       group_key, batch_id, depends_on, coalesce(pending, 0) AS pending
 FROM pgqueue.jobs
 UNION ALL
 SELECT id, queue, task, state::text,

@@ -146,7 +146,7 @@ BEGIN
             unique_key, group_key, batch_id, depends_on, has_followers)
         VALUES (task, payload, queue, priority,
             CASE WHEN unmet <> '{}' THEN 'infinity' ELSE due END, CASE WHEN unmet <> '{}' THEN due END,
-            CASE WHEN unmet <> '{}' THEN 'blocked' ELSE 'available' END::pgqueue.job_state, coalesce(cardinality(unmet), 0),
+            CASE WHEN unmet <> '{}' THEN 'blocked' ELSE 'available' END::pgqueue.job_state, nullif(cardinality(unmet), 0),
             max_attempts, timeout, meta, unique_key, group_key, batch_id, nullif(depends_on, '{}'), many)
         ON CONFLICT DO NOTHING
         RETURNING j.id INTO id;
@@ -304,7 +304,7 @@ BEGIN
     BEGIN
     SELECT array_agg(ROW(
         nextval('pgqueue.jobs_id_seq'), pgqueue.due(r.delay, r.run_at), now(), NULL, NULL, NULL,
-        'available', coalesce(r.priority, 5), 0, coalesce(r.max_attempts, 10), false, false, 0, coalesce(r.queue, 'default'), r.task,
+        'available', coalesce(r.priority, 5), 0, coalesce(r.max_attempts, 10), false, false, NULL, coalesce(r.queue, 'default'), r.task,
         coalesce(e.item -> 'payload', '{}'), r.timeout, r.unique_key, NULL, NULL, NULL, r.meta,
         r.group_key, NULL, NULL, submit_many.batch_id, NULL)::pgqueue.jobs ORDER BY e.nth)
     INTO given

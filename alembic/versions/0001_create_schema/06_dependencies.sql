@@ -163,7 +163,7 @@ BEGIN
         FROM (SELECT met.job_id, count(*)::integer AS n FROM met GROUP BY met.job_id) m;
         FOR queue_name IN
             WITH moved AS (
-                UPDATE pgqueue.jobs j SET pending = j.pending - f.n,
+                UPDATE pgqueue.jobs j SET pending = nullif(j.pending - f.n, 0),
                     state = CASE WHEN j.pending <= f.n THEN 'available' ELSE 'blocked' END::pgqueue.job_state,
                     run_at = CASE WHEN j.pending <= f.n THEN greatest(j.due_at, now()) ELSE 'infinity' END,
                     due_at = CASE WHEN j.pending <= f.n THEN NULL ELSE j.due_at END

@@ -55,7 +55,7 @@ BEGIN
         SELECT j.id, j.state = 'blocked' AS blocked FROM pgqueue.jobs j
         WHERE j.id = job_id AND (j.state = 'blocked' OR (j.state = 'available' AND j.run_at > now())) FOR UPDATE
     )
-    UPDATE pgqueue.jobs j SET run_at = now(), due_at = NULL, state = 'available', pending = 0 FROM waiting w WHERE j.id = w.id
+    UPDATE pgqueue.jobs j SET run_at = now(), due_at = NULL, state = 'available', pending = NULL FROM waiting w WHERE j.id = w.id
     RETURNING 'available', j.queue, w.blocked INTO found_state, found_queue, was_blocked;
     IF was_blocked THEN
         DELETE FROM pgqueue.dependencies d WHERE d.job_id = retry.job_id;
