@@ -343,12 +343,17 @@ class Claimer:
 
     async def _look_ahead(self) -> statements.Ahead | None:
         """What is to come; None when that can't be had, or it is something that was not looked into."""
-        lanes = self.marks.lanes(full=time.monotonic() >= self._full_scan_at, turn=0)
+        began = time.monotonic()
+        full = began >= self._full_scan_at
+        lanes = self.marks.lanes(full=full, turn=0)
         try:
             ahead = await self._link.arun(statements.next_due(lanes, self._tasks, schema=self._schema))
         except (psycopg.Error, OSError):
             await self._sleep(self._poll)
             return None
+        if full and not ahead.ready:  # else the claim has to look from the start, too
+            self._full_scan_cost = time.monotonic() - began
+            self._full_scan_at = began + self._full_scan_cost * (_FULL_SCAN_SHARE + 1)
         known = set(self._managed)
         self._know_managed(ahead.managed)
         return ahead if known.issuperset(ahead.managed) else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -278,3 +278,27 @@ def test_queues_of_one_priority_take_turns_at_being_first() -> None:
         ["a", "b", "c"], ["b", "c", "a"], ["c", "a", "b"],
     ]  # fmt: skip
     assert marks.lanes(full=True, turn=1).priorities == sorted(3 * list(range(10)))
+
+
+async def test_an_idle_worker_looks_through_dead_rows_for_a_small_share_of_its_time(app: App) -> None:
+    """A held snapshot makes a look from the start dear; those behind the marks stay cheap, and are most of them."""
+    looks: list[bool] = []
+
+    @app.task
+    async def note() -> None:
+        pass
+
+    async with working(app, poll=timedelta(milliseconds=20)) as worker:
+        await until(lambda: worker.claimer.marks._clock_offset is not None, "it can set marks")
+        await in_state(await note.enqueue(), "completed")
+        link, send = worker._links[0], worker._links[0].arun
+
+        async def dear(statement: Any) -> Any:
+            if "ready AS" in statement.sql:
+                looks.append(statement.params["mark_ats"][5] is None)
+                await asyncio.sleep(0.05 if looks[-1] else 0)
+            return await send(statement)
+
+        link.arun = dear  # type: ignore[method-assign]
+        await until(lambda: True in looks and len(looks) > looks.index(True) + 10, "it has looked on after a dear one")
+    assert sum(looks[looks.index(True) :]) <= 3
