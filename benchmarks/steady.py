@@ -18,8 +18,8 @@ from pgqueue import statements
 from pgqueue.connection import run as run_statement
 from pgqueue.outcome import COMPLETED
 from pgqueue.settings import Settings
-from pgqueue.worker.claimer import Marks
 from pgqueue.worker.link import PINNED
+from pgqueue.worker.marks import Marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -12,128 +12,35 @@ import math
 import random
 import secrets
 import time
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 import psycopg
 
 from pgqueue import statements
 from pgqueue.service import until_set
-from pgqueue.statements import Lanes, Row
 from pgqueue.worker.link import LOST, RETRYABLE, Link
+from pgqueue.worker.marks import FullScans, Managed, Marks
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
+    from datetime import timedelta
 
+    from pgqueue.statements import Row
     from pgqueue.worker.bell import Bell
     from pgqueue.worker.executor import Executor
     from pgqueue.worker.hand import Hand
 
 log = logging.getLogger(__name__)
 
-_PRIORITIES: Final = tuple(range(10))
-_LAG: Final = timedelta(milliseconds=250)  # producers whose transactions last this long are still seen by marked scans
-_FULL_SCAN_SHARE: Final = 20  # a scan from the start takes at most 1/20 of the time …
-_FULL_SCAN_EVERY: Final = 1.0  # … and while marked claims come back full, one a second is enough
 _MANAGED_EVERY: Final = 1.0  # a limit or a first key takes effect within this time
 _MANAGED_FOR: Final = 60.0  # a queue with keys or limits is looked into for this long after it was seen to have them
 _LEFT_ALONE: Final = 0.5  # seconds for a queue whose lock somebody holds …
 _REFUSED: Final = 5.0  # … or whose claim was refused
-_MOST_HINTS: Final = 500
 _HOT_GAP: Final = 0.002
 _HOT_FOR: Final = 0.02
 _DENSE: Final = 0.01  # two finds within this time: hot
 _LADDER: Final = (0.02, 0.05, 0.1, 0.2, 0.5)
-
-
-class Marks:
-    """The claim watermark: per lane the last (run_at, id) that was claimed, lagging behind the server's clock.
-
-    Only where to begin to look. Lost with the process; wrong at worst means later.
-    """
-
-    def __init__(self, queues: list[str]) -> None:
-        self._lanes = [(queue, priority) for priority in _PRIORITIES for queue in queues]
-        self._marks: dict[tuple[str, int], tuple[datetime, int]] = {}
-        self._clock_offset: float | None = None
-
-    def set_clock(self, server: float) -> None:
-        """The server's clock, in seconds since 1970, as it is now; ours may be wrong, so only its pace is used."""
-        self._clock_offset = server - time.monotonic()
-
-    def lanes(self, *, full: bool, turn: int) -> Lanes:
-        """Where the next claim looks; queues of one priority take turns at being first."""
-        lanes = self._lanes
-        if (width := len(lanes) // len(_PRIORITIES)) > 1:
-            lanes = [lanes[p * width + (i + turn) % width] for p in _PRIORITIES for i in range(width)]
-        marks = [None if full else self._marks.get(lane) for lane in lanes]
-        return Lanes(
-            [queue for queue, _ in lanes],
-            [priority for _, priority in lanes],
-            [mark[0] if mark else None for mark in marks],
-            [mark[1] if mark else 0 for mark in marks],
-        )
-
-    def of(self, queue: str, *, full: bool) -> Lanes:
-        """The lanes of one queue, by priority."""
-        marks = [None if full else self._marks.get((queue, priority)) for priority in _PRIORITIES]
-        return Lanes(
-            [queue] * len(marks),
-            list(_PRIORITIES),
-            [mark[0] if mark else None for mark in marks],
-            [mark[1] if mark else 0 for mark in marks],
-        )
-
-    def advance(self, rows: list[Row]) -> None:
-        """Remember what was claimed; rows are sorted by priority, run_at, id."""
-        if self._clock_offset is None:
-            return
-        limit = datetime.fromtimestamp(time.monotonic() + self._clock_offset, UTC) - _LAG
-        last = {(row[3], row[0]): (row[1], row[2]) for row in rows}
-        for lane, mark in last.items():
-            if mark[0] >= limit:
-                mark = (limit, 0)  # noqa: PLW2901
-            if lane not in self._marks or self._marks[lane] < mark:
-                self._marks[lane] = mark
-
-
-class Managed:
-    """What the claimer remembers of a queue with keys or limits. Only hints: lost with the process."""
-
-    def __init__(self) -> None:
-        self.seen_at = self.later = self._full_scan_at = -math.inf
-        self._full_scan_cost = 0.0
-        self.keys: dict[int, str] = {}  # of the jobs that are held here
-        self.hints: dict[str, None] = {}  # keys of which jobs have ended here: another may start
-
-    def took(self, rows: list[Row]) -> None:
-        """Remember the keys of what was claimed."""
-        self.keys.update((row[2], row[statements.COLUMNS]) for row in rows if row[statements.COLUMNS] is not None)
-
-    def look(self, held: set[int]) -> list[str]:
-        """The keys to look at now."""
-        for job_id in self.keys.keys() - held:
-            self.hints[self.keys.pop(job_id)] = None
-        while len(self.hints) > _MOST_HINTS:
-            del self.hints[next(iter(self.hints))]
-        return list(self.hints)
-
-    @property
-    def wants_full_scan(self) -> bool:
-        """Whether the lanes are to be looked through from their start."""
-        return time.monotonic() >= self._full_scan_at
-
-    def looked(self, began: float, *, full: bool, short: bool) -> None:
-        """A claim has come back. The spacing of full scans is that of plain claims; a wait for the lock is no cost."""
-        now = time.monotonic()
-        if full:
-            self._full_scan_cost = min(now - began, _FULL_SCAN_EVERY / _FULL_SCAN_SHARE)
-        if full or short:
-            at = now + max(0.0 if short else _FULL_SCAN_EVERY, self._full_scan_cost * _FULL_SCAN_SHARE)
-            self._full_scan_at = at if full else min(self._full_scan_at, at)
-        if short:
-            self.hints.clear()
 
 
 class Claimer:
@@ -169,8 +76,7 @@ class Claimer:
         self._stopping = stopping
         self.marks = Marks(queues)
         self._turn = 0
-        self._full_scan_at = 0.0
-        self._full_scan_cost = 0.0
+        self._full_scans = FullScans()
         self._found_at = 0.0
         self._hot = False
         self._rung = 0  # of the ladder
@@ -247,7 +153,7 @@ class Claimer:
     async def _claim_from(self, queue: str, known: Managed, limit: int) -> list[Row]:
         """A queue whose claim fails is left alone for a while; the others have nothing to do with it."""
         began = time.monotonic()
-        full = known.wants_full_scan
+        full = known.full_scans.due
         marks = self.marks.of(queue, full=full)
         hints = known.look({run.id for run in self._hand.runs()} if known.keys else set())
         token = secrets.randbits(62) + 1
@@ -282,19 +188,12 @@ class Claimer:
 
     async def _claim_plain(self, limit: int) -> list[Row]:
         began = time.monotonic()
-        full = began >= self._full_scan_at
+        full = self._full_scans.due
         token = secrets.randbits(62) + 1
         lanes = self.marks.lanes(full=full, turn=self._turn)
         claim = statements.claim(lanes, self._tasks, limit, token, self._lease, self._worker, schema=self._schema)
         rows = await self._link.arun(claim)
-        ended = time.monotonic()
-        if full:
-            self._full_scan_cost = ended - began
-        short = len(rows) < limit
-        if full or short:
-            least = 0.0 if short else _FULL_SCAN_EVERY
-            at = (ended if full else began) + max(least, self._full_scan_cost * _FULL_SCAN_SHARE)
-            self._full_scan_at = at if full else min(self._full_scan_at, at)
+        self._full_scans.made(began, full=full, short=len(rows) < limit)
         if rows:
             self.marks.advance(rows)
             self._executor.put(self._hand.take(rows, token))
@@ -344,7 +243,7 @@ class Claimer:
     async def _look_ahead(self) -> statements.Ahead | None:
         """What is to come; None when that can't be had, or it is something that was not looked into."""
         began = time.monotonic()
-        full = began >= self._full_scan_at
+        full = self._full_scans.due
         lanes = self.marks.lanes(full=full, turn=0)
         try:
             ahead = await self._link.arun(statements.next_due(lanes, self._tasks, schema=self._schema))
@@ -352,8 +251,7 @@ class Claimer:
             await self._sleep(self._poll)
             return None
         if full and not ahead.ready:  # else the claim has to look from the start, too
-            self._full_scan_cost = time.monotonic() - began
-            self._full_scan_at = began + self._full_scan_cost * (_FULL_SCAN_SHARE + 1)
+            self._full_scans.made(began, full=True, short=True)
         known = set(self._managed)
         self._know_managed(ahead.managed)
         return ahead if known.issuperset(ahead.managed) else None

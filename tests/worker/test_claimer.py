@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pgqueue.worker.claimer import Marks
+from pgqueue.worker.marks import Marks
 from worker.support import TERMINATE_ALL, execute, in_state, make_app, query, until, working
 
 if TYPE_CHECKING:

@@ -1,0 +1,122 @@
+"""What a claimer remembers of where to look. Only hints: lost with the process, and wrong at worst means later."""
+
+from __future__ import annotations
+
+import math
+import time
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Final
+
+from pgqueue import statements
+from pgqueue.statements import Lanes
+
+if TYPE_CHECKING:
+    from pgqueue.statements import Row
+
+_PRIORITIES: Final = tuple(range(10))
+_LAG: Final = timedelta(milliseconds=250)  # producers whose transactions last this long are still seen by marked scans
+_FULL_SCAN_SHARE: Final = 20  # a scan from the start takes at most 1/20 of the time …
+_FULL_SCAN_EVERY: Final = 1.0  # … and while marked claims come back full, one a second is enough
+_MOST_HINTS: Final = 500
+
+
+class Marks:
+    """The claim watermark: per lane the last (run_at, id) that was claimed, lagging the server's clock."""
+
+    def __init__(self, queues: list[str]) -> None:
+        self._lanes = [(queue, priority) for priority in _PRIORITIES for queue in queues]
+        self._marks: dict[tuple[str, int], tuple[datetime, int]] = {}
+        self._clock_offset: float | None = None
+
+    def set_clock(self, server: float) -> None:
+        """The server's clock, in seconds since 1970, as it is now; ours may be wrong, so only its pace is used."""
+        self._clock_offset = server - time.monotonic()
+
+    def lanes(self, *, full: bool, turn: int) -> Lanes:
+        """Where the next claim looks; queues of one priority take turns at being first."""
+        lanes = self._lanes
+        if (width := len(lanes) // len(_PRIORITIES)) > 1:
+            lanes = [lanes[p * width + (i + turn) % width] for p in _PRIORITIES for i in range(width)]
+        marks = [None if full else self._marks.get(lane) for lane in lanes]
+        return Lanes(
+            [queue for queue, _ in lanes],
+            [priority for _, priority in lanes],
+            [mark[0] if mark else None for mark in marks],
+            [mark[1] if mark else 0 for mark in marks],
+        )
+
+    def of(self, queue: str, *, full: bool) -> Lanes:
+        """The lanes of one queue, by priority."""
+        marks = [None if full else self._marks.get((queue, priority)) for priority in _PRIORITIES]
+        return Lanes(
+            [queue] * len(marks),
+            list(_PRIORITIES),
+            [mark[0] if mark else None for mark in marks],
+            [mark[1] if mark else 0 for mark in marks],
+        )
+
+    def advance(self, rows: list[Row]) -> None:
+        """Remember what was claimed; rows are sorted by priority, run_at, id."""
+        if self._clock_offset is None:
+            return
+        limit = datetime.fromtimestamp(time.monotonic() + self._clock_offset, UTC) - _LAG
+        last = {(row[3], row[0]): (row[1], row[2]) for row in rows}
+        for lane, mark in last.items():
+            if mark[0] >= limit:
+                mark = (limit, 0)  # noqa: PLW2901
+            if lane not in self._marks or self._marks[lane] < mark:
+                self._marks[lane] = mark
+
+
+class FullScans:
+    """When to look through the lanes from their start: what that costs, claims and looks alike, sets how often.
+
+    ``most``: no scan counts as longer than this.
+    """
+
+    def __init__(self, most: float = math.inf) -> None:
+        self._most = most
+        self._at = -math.inf
+        self._cost = 0.0
+
+    @property
+    def due(self) -> bool:
+        """Whether the next scan may be a full one."""
+        return time.monotonic() >= self._at
+
+    def made(self, began: float, *, full: bool, short: bool) -> None:
+        """A scan that began then has ended; ``short``: it has found less than it was to find."""
+        now = time.monotonic()
+        if full:
+            self._cost = min(now - began, self._most)
+        if full or short:
+            at = now + max(0.0 if short else _FULL_SCAN_EVERY, self._cost * _FULL_SCAN_SHARE)
+            self._at = at if full else min(self._at, at)
+
+
+class Managed:
+    """What the claimer remembers of a queue with keys or limits. Only hints: lost with the process."""
+
+    def __init__(self) -> None:
+        self.seen_at = self.later = -math.inf
+        self.full_scans = FullScans(most=_FULL_SCAN_EVERY / _FULL_SCAN_SHARE)  # a wait for the lock is no cost
+        self.keys: dict[int, str] = {}  # of the jobs that are held here
+        self.hints: dict[str, None] = {}  # keys of which jobs have ended here: another may start
+
+    def took(self, rows: list[Row]) -> None:
+        """Remember the keys of what was claimed."""
+        self.keys.update((row[2], row[statements.COLUMNS]) for row in rows if row[statements.COLUMNS] is not None)
+
+    def look(self, held: set[int]) -> list[str]:
+        """The keys to look at now."""
+        for job_id in self.keys.keys() - held:
+            self.hints[self.keys.pop(job_id)] = None
+        while len(self.hints) > _MOST_HINTS:
+            del self.hints[next(iter(self.hints))]
+        return list(self.hints)
+
+    def looked(self, began: float, *, full: bool, short: bool) -> None:
+        """A claim has come back."""
+        self.full_scans.made(began, full=full, short=short)
+        if short:
+            self.hints.clear()
