@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import struct
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import psycopg
 
@@ -20,10 +22,12 @@ from pgqueue.errors import (
     ScheduleExistsError,
     ScheduleNotFoundError,
 )
+from pgqueue.gathering import Gathering
 from pgqueue.job import FINISHED, MAX_NAME_LENGTH, STATES, JobRecord, JobSpec, check_text
 from pgqueue.sql import load
 
 if TYPE_CHECKING:
+    from asyncio import AbstractEventLoop
     from collections.abc import Iterable, Iterator, Mapping, Sequence
     from typing import Unpack
 
@@ -294,10 +298,17 @@ class AsyncClient:
     def __init__(self, database: Database, schema: str = "pgqueue") -> None:
         self.database = database
         self.schema = schema
+        self._gatherings: WeakKeyDictionary[AbstractEventLoop, Gathering] = WeakKeyDictionary()
 
     async def submit(self, spec: JobSpec, *, connection: Any = None) -> Submitted:
-        """See :meth:`Client.submit`."""
-        return await self._run(statements.submit(spec, schema=self.schema), connection)
+        """See :meth:`Client.submit`. Concurrent calls share transactions, if they name no connection."""
+        if connection is not None or not spec.plain:
+            return await self._run(statements.submit(spec, schema=self.schema), connection)
+        loop = asyncio.get_running_loop()
+        gathering = self._gatherings.get(loop)
+        if gathering is None:
+            gathering = self._gatherings[loop] = Gathering(self._submit_together)
+        return await gathering.submit(spec)
 
     async def enqueue(self, spec: JobSpec, *, connection: Any = None) -> int:
         """See :meth:`Client.enqueue`."""
@@ -470,6 +481,9 @@ class AsyncClient:
         if connection is None:
             return await self.database.arun(statement)
         return await run_on_async(connection, statement)
+
+    async def _submit_together(self, specs: Sequence[JobSpec]) -> list[Submitted]:
+        return await self._run(statements.submit_together(specs, schema=self.schema), None)
 
     async def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
         check_copyable(specs, connection, psycopg.AsyncConnection)

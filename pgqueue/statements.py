@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
+FEW: Final = 16  # jobs that enqueue_few.sql inserts for less than submit_many.sql does
 COLUMNS: Final = 11  # of a claimed job; claim_managed.sql answers its group_key, too
 
 
@@ -184,6 +185,19 @@ def submit_many(
     jobs = orjson.dumps([_as_arguments(spec, after.get(nth)) for nth, spec in enumerate(specs)]).decode()
     params = {"jobs": jobs, "batch_id": batch_id}
     return Statement(load("submit_many", schema), params, lambda rows: [Submitted(*row) for row in rows])
+
+
+def submit_together(specs: Sequence[JobSpec], *, schema: str) -> Statement[list[Submitted]]:
+    """Insert plain jobs of several callers, all or none, in the cheapest way for their number."""
+    if len(specs) > FEW:
+        return submit_many(specs, schema=schema)
+    if len(specs) == 1:
+        one = submit(specs[0], schema=schema)
+        return Statement(one.sql, one.params, lambda rows: [one.read(rows)])
+    jobs = orjson.dumps([_as_arguments(spec) for spec in specs]).decode()
+    return Statement(
+        load("enqueue_few", schema), {"jobs": jobs}, lambda rows: [Submitted(row[0], created=True) for row in rows]
+    )
 
 
 def enqueue_many(specs: Sequence[JobSpec], *, schema: str) -> Statement[list[int]]:
