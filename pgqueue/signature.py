@@ -49,8 +49,8 @@ class Arguments:
         ResourceError: a parameter is to be injected, and there is no resource of its type.
     """
 
-    __slots__ = ("_adapter", "_empty", "_exactly", "_names", "_open", "_signature", "_task", "hints", "job_parameter",
-                 "raw", "resources")  # fmt: skip
+    __slots__ = ("_adapter", "_empty", "_exactly", "_names", "_open", "_signature", "_task", "_validate", "hints",
+                 "job_parameter", "raw", "resources")  # fmt: skip
 
     def __init__(
         self, function: Callable[..., Any], task: str, *, raw: bool, job_type: type, resources: Collection[Any] = ()
@@ -74,6 +74,7 @@ class Arguments:
         self._open = bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD
         self._exactly = None if self._open else frozenset(self._names)
         self._adapter = None if raw else _adapter(task, parameters, hints)
+        self._validate = None if self._adapter is None else self._adapter.validator.validate_json
 
     def dump(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
         """The payload of a call; raises InvalidPayloadError when the arguments do not fit."""
@@ -92,12 +93,12 @@ class Arguments:
 
     def load(self, payload: str) -> dict[str, Any]:
         """The keyword arguments in a payload; raises InvalidPayloadError when they do not fit."""
-        if self._adapter is None:
+        if self._validate is None:
             return {self._names[0]: orjson.loads(payload)}
         if self._empty and payload == "{}":
             return {}
         try:
-            return self._adapter.validate_json(payload)  # type: ignore[no-any-return]
+            return self._validate(payload)  # type: ignore[no-any-return] # what TypeAdapter's own does, without its keywords
         except ValidationError as error:
             raise InvalidPayloadError(f"task {self._task!r}: {_first(error)}") from None
 

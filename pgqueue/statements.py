@@ -137,11 +137,14 @@ class Swept:
 
 @dataclass(frozen=True, slots=True)
 class Lanes:
-    """Where a claim looks, in order: parallel lists of queue, priority, and the mark it begins behind."""
+    """Where a claim looks, in order: parallel lists of queue, priority, and the mark it begins behind.
+
+    A mark is what a claim has answered of its last job: run_at in seconds since 1970, and the id.
+    """
 
     queues: list[str]
     priorities: list[int]
-    mark_ats: list[datetime | None]
+    mark_ats: list[float | None]
     mark_ids: list[int]
 
 

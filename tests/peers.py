@@ -146,7 +146,7 @@ class Peer:
         where = Lanes(
             [queue for queue, _ in lanes],
             [priority for _, priority in lanes],
-            [mark[0] if mark else None for mark in found],
+            [mark[0].timestamp() if mark else None for mark in found],
             [mark[1] if mark else 0 for mark in found],
         )
         return Claim(token, self.run(statements.claim(where, tasks, limit, token, lease, worker, schema=SCHEMA)))

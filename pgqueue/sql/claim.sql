@@ -1,7 +1,7 @@
 -- Claim up to `limit` due jobs under one new lease: one round trip, one lease row, HOT updates only.
 --
 -- Parameters: queues, priorities, mark_ats, mark_ids: parallel arrays, one element per lane, in the order the
---   lanes are to be served (a mark of NULL: from the start); tasks: the names this worker knows, NULL for all; limit; token: fresh, random, 63 bits;
+--   lanes are to be served (a mark is in seconds since 1970, to the microsecond; NULL: from the start); tasks: the names this worker knows, NULL for all; limit; token: fresh, random, 63 bits;
 --   lease: interval; worker.
 -- Index: jobs_claim, an ordered range per lane that begins behind the lane's mark; jobs_pkey for the update.
 -- Guard: state = 'available' under a row lock. A lane begins behind its mark, so that the dead versions that a
@@ -11,8 +11,8 @@
 -- Jobs with a group_key, and queues with limits, are left to claim_managed.sql.
 -- MATERIALIZED: the LIMIT is taken once, however the update is planned. Nothing due: no lease row, no write.
 WITH lane AS MATERIALIZED (
-    SELECT l.queue, l.priority, coalesce(l.mark_at, '-infinity') AS mark_at, l.mark_id
-    FROM unnest(%(queues)s::text[], %(priorities)s::smallint[], %(mark_ats)s::timestamptz[], %(mark_ids)s::bigint[])
+    SELECT l.queue, l.priority, coalesce(to_timestamp(l.mark_at), '-infinity') AS mark_at, l.mark_id
+    FROM unnest(%(queues)s::text[], %(priorities)s::smallint[], %(mark_ats)s::float8[], %(mark_ids)s::bigint[])
         WITH ORDINALITY AS l(queue, priority, mark_at, mark_id, nth)
     WHERE NOT EXISTS (SELECT FROM pgqueue.queues q WHERE q.name = l.queue AND (q.paused OR q.limited))
     ORDER BY l.nth
@@ -39,7 +39,7 @@ UPDATE pgqueue.jobs j
 SET state = 'running', attempt = j.attempt + 1, lease_token = %(token)s::bigint, lease_until = now() + %(lease)s::interval,
     worker = %(worker)s::text, started_at = now(), progress = NULL
 WHERE j.id = ANY (ARRAY(SELECT p.id FROM pick p))
-RETURNING j.priority, j.run_at, j.id, j.queue, j.task, j.payload::text, j.attempt, j.max_attempts,
+RETURNING j.priority, date_part('epoch', j.run_at), j.id, j.queue, j.task, j.payload::text, j.attempt, j.max_attempts,
     extract(epoch FROM j.timeout)::float8, j.meta::text,
     j.errors -> -1 ->> 'type' = 'HandlerCrashedError'
         OR (j.errors -> -1 ->> 'type' = 'LeaseExpired'

@@ -21,8 +21,8 @@ WITH managed AS MATERIALIZED (
     ) keyed ON true
     WHERE NOT coalesce(settings.paused, false) AND (coalesce(settings.limited, false) OR keyed.last IS NOT NULL)
 ), lane AS MATERIALIZED (
-    SELECT l.queue, l.priority, coalesce(l.mark_at, '-infinity') AS mark_at, l.mark_id, settings.limited
-    FROM unnest(%(queues)s::text[], %(priorities)s::smallint[], %(mark_ats)s::timestamptz[], %(mark_ids)s::bigint[])
+    SELECT l.queue, l.priority, coalesce(to_timestamp(l.mark_at), '-infinity') AS mark_at, l.mark_id, settings.limited
+    FROM unnest(%(queues)s::text[], %(priorities)s::smallint[], %(mark_ats)s::float8[], %(mark_ids)s::bigint[])
         AS l(queue, priority, mark_at, mark_id)
     LEFT JOIN LATERAL (SELECT q.paused, q.limited FROM pgqueue.queues q WHERE q.name = l.queue LIMIT 1) settings ON true
     WHERE NOT coalesce(settings.paused, false)

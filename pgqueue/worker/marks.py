@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import time
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Final
 
 from pgqueue import statements
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
     from pgqueue.statements import Row
 
 _PRIORITIES: Final = tuple(range(10))
-_LAG: Final = timedelta(milliseconds=250)  # producers whose transactions last this long are still seen by marked scans
+_LAG: Final = 0.25  # seconds: producers whose transactions last this long are still seen by marked scans
 _FULL_SCAN_SHARE: Final = 20  # a scan from the start takes at most 1/20 of the time …
 _FULL_SCAN_EVERY: Final = 1.0  # … and while marked claims come back full, one a second is enough
 _MOST_HINTS: Final = 500
@@ -24,8 +23,9 @@ class Marks:
     """The claim watermark: per lane the last (run_at, id) that was claimed, lagging the server's clock."""
 
     def __init__(self, queues: list[str]) -> None:
+        self._queues = len(queues)
         self._lanes = [(queue, priority) for priority in _PRIORITIES for queue in queues]
-        self._marks: dict[tuple[str, int], tuple[datetime, int]] = {}
+        self._marks: dict[tuple[str, int], tuple[float, int]] = {}
         self._clock_offset: float | None = None
 
     def set_clock(self, server: float) -> None:
@@ -57,9 +57,11 @@ class Marks:
 
     def advance(self, rows: list[Row]) -> None:
         """Remember what was claimed; rows are sorted by priority, run_at, id."""
-        if self._clock_offset is None:
+        if self._clock_offset is None or not rows:
             return
-        limit = datetime.fromtimestamp(time.monotonic() + self._clock_offset, UTC) - _LAG
+        limit = time.monotonic() + self._clock_offset - _LAG
+        if self._queues == 1 and rows[0][0] == rows[-1][0]:  # of one lane, as most are
+            rows = rows[-1:]
         last = {(row[3], row[0]): (row[1], row[2]) for row in rows}
         for lane, mark in last.items():
             if mark[0] >= limit:

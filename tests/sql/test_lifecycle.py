@@ -42,7 +42,7 @@ def test_a_claim_takes_the_job_under_one_lease_and_says_all_that_a_worker_needs(
     assert json.loads(meta) == {"tag": "x"}
     record = one.job(job_id)
     assert record.state == "running"
-    assert record.run_at == run_at
+    assert record.run_at.timestamp() == run_at
     assert record.worker == "host-1"
     assert record.started_at is not None
     assert record.lease_until - record.started_at == timedelta(seconds=60)
@@ -795,7 +795,7 @@ def test_a_job_is_ready_that_a_claim_would_take(one: Peer):
     assert not one.ahead(tasks=["unknown"]).ready
     assert not one.ahead(queues=["other"]).ready
     ((run_at,),) = one.sql("SELECT run_at FROM pgqueue.jobs")
-    behind = statements.Lanes(["default"], [5], [run_at], [job])
+    behind = statements.Lanes(["default"], [5], [run_at.timestamp()], [job])
     assert not one.run(statements.next_due(behind, None, schema=SCHEMA)).ready, "it is not behind the mark"
     one.run(statements.pause("default", schema=SCHEMA))
     assert not one.ahead().ready

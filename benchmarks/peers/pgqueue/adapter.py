@@ -57,7 +57,9 @@ class Pgqueue(Adapter):
     async def work(self, purpose: str, ready: Callable[[], None], stop: asyncio.Event) -> None:  # noqa: ARG002
         """What ``pgq worker --app`` runs."""
         from pgqueue.worker import Worker  # noqa: PLC0415
+        from pgqueue.worker.supervisor import calm_collector  # noqa: PLC0415
 
+        calm_collector()
         worker = Worker(app)
         running = asyncio.create_task(worker.run())
         while not await self._ask("SELECT count(*) FROM pgqueue.workers WHERE name = %s", worker.name):  # noqa: ASYNC110
