@@ -94,7 +94,12 @@ def _write(path: Path, size: str, facts: dict[str, Any], regimes: list[Regime], 
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="regimes:\n" + "\n".join(f"  {name:<9} {regime.title}" for name, regime in REGIMES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--quick",
         dest="size",
@@ -104,9 +109,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         help="small sizes, one round: about 2 minutes",
     )
     parser.add_argument("--size", choices=SIZES, default="full", help="how much; smoke only shows that it works")
-    parser.add_argument(
-        "--only", type=_names, default=list(REGIMES), metavar=",".join(REGIMES), help="these regimes only"
-    )
+    parser.add_argument("--only", type=_names, default=list(REGIMES), metavar="A,B", help="these regimes only")
     parser.add_argument(
         "--case",
         action="append",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import psycopg
 
-from benchmarks.cycles import Cycles
+from benchmarks.cycles import CLAIM, Cycles, ServerTime
 from benchmarks.harness import Bench, Case, Column, Measures, Regime, Tally, app_on, percentile, specs, workers
 from benchmarks.rest import idle_cost
 from benchmarks.rest import queries as statements_so_far
@@ -140,7 +140,9 @@ def queues(count: int) -> Callable[[Bench], Measures]:
                 connection.execute("VACUUM (ANALYZE) pgqueue.jobs")
                 cycles = Cycles(connection, names, ["bench.noop"])
                 hundreds = [cycles.claim(_CLAIM)[0] for _ in range(rounds)]
+                server = ServerTime(database, CLAIM)
                 singles = [cycles.claim(1)[0] for _ in range(rounds)]
+                on_server, _ = server.per_call()
                 connection.execute("TRUNCATE pgqueue.jobs CASCADE")
                 empty = [cycles.claim(1)[0] for _ in range(rounds)]
                 looks = [cycles.look() for _ in range(rounds)]
@@ -149,6 +151,7 @@ def queues(count: int) -> Callable[[Bench], Measures]:
         return figures | {
             "claim_100_ms": statistics.median(hundreds),
             "claim_1_ms": statistics.median(singles),
+            "claim_1_server_ms": on_server,
             "claim_0_ms": statistics.median(empty),
             "look_ms": statistics.median(looks),
         }
@@ -182,6 +185,7 @@ REGIME = Regime(
         Column("enqueue_p99_ms", "p99 ms", ".1f"),
         Column("claim_0_ms", "claim of none, ms", ".2f"),
         Column("claim_1_ms", "of 1", ".2f", ratio="less"),
+        Column("claim_1_server_ms", "on the server", ".2f"),
         Column("claim_100_ms", "of 100", ".2f"),
         Column("look_ms", "idle look ms", ".2f"),
     ),
