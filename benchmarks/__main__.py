@@ -106,7 +106,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         action="store_const",
         const="quick",
         default="full",
-        help="small sizes, one round: about 2 minutes",
+        help="small sizes, one round: about 10 minutes",
     )
     parser.add_argument("--size", choices=SIZES, default="full", help="how much; smoke only shows that it works")
     parser.add_argument("--only", type=_names, default=list(REGIMES), metavar="A,B", help="these regimes only")

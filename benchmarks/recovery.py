@@ -112,15 +112,19 @@ def _measure(bench: Bench, server: Server, event: Event, load: _Load, *, supervi
         time.sleep(plan.before)
         at = time.monotonic_ns()
         held = _strike(event, database, crew)
-        down = (time.monotonic_ns() - at) / 1e9
+        down: float | None = (time.monotonic_ns() - at) / 1e9
         wait_until(lambda: not database.value("SELECT count(*) FROM pgqueue.jobs"), lambda: "jobs are left", pause=0.1)
         figures = _figures(tally, at, plan, held)
         figures["lost"] = load.count - float(
             database.value("SELECT count(DISTINCT id) FROM pgqueue.history WHERE state = 'completed'")
         )
     assert not figures["lost"], f"{figures['lost']:.0f} jobs are lost"
+    if event == "kill":
+        down = None
+    else:
+        figures["again_s"] = None  # nobody lost a lease
     return figures | {
-        "down_s": None if event == "kill" else down,
+        "down_s": down,
         "lease_s": plan.settings.lease_duration.total_seconds(),
         "sweep_s": plan.settings.lease_check_interval.total_seconds(),
     }
