@@ -242,7 +242,7 @@ REGIME = Regime(
     (
         Case(CLEAN, steady()),
         Case(f"{CLEAN}, held snapshot", steady(snapshot=True), CLEAN),
-        Case("5,000 jobs/s, five a transaction", steady(5_000, each=5), CLEAN, when=lambda size: size.name != "smoke"),
+        Case("5,000 jobs/s, 25 a transaction", steady(5_000, each=25), CLEAN, when=lambda size: size.name != "smoke"),
         Case(f"{MARKED}, held snapshot", pile(marks=True)),
         Case("claims without, held snapshot", pile(marks=False)),
     ),
