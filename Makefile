@@ -38,7 +38,7 @@ check: $(STAMP) ## Linters, formatter, type checker, import rules, docs
 	@$(BIN)/lint-imports
 	@$(BIN)/python -m pytest -q tests/test_docs.py
 
-bench: $(STAMP) ## Drain, enqueue, latency and steady load, beside the bare-SQL floors in the same run
+bench: $(STAMP) ## All regimes, from drain and latency to recovery and scale, beside their floors in the same run (an hour)
 	@$(BIN)/python -m benchmarks
 
 bench-peers: $(STAMP) ## The same beside seven other PostgreSQL queues, installed into .bench-peers (BENCH_PEERS=--quick: minutes)

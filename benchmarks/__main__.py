@@ -11,7 +11,20 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from benchmarks import drain, enqueue, flows, keys, latency, rest, steady
+from benchmarks import (
+    backlog,
+    distance,
+    drain,
+    enqueue,
+    flows,
+    keys,
+    latency,
+    memory,
+    recovery,
+    rest,
+    scale,
+    steady,
+)
 from benchmarks.harness import SIZES, Bench
 from benchmarks.report import Rounds, as_json, headline, machine, make_table
 from benchmarks.server import open_server
@@ -21,7 +34,8 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Regime
 
-REGIMES = {module.REGIME.name: module.REGIME for module in (enqueue, drain, keys, latency, steady, rest, flows)}
+_MODULES = (enqueue, drain, keys, latency, steady, rest, flows, backlog, recovery, memory, scale, distance)
+REGIMES = {module.REGIME.name: module.REGIME for module in _MODULES}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,7 +56,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     measured[regime.name].append({})
                     _run_round(
                         bench,
-                        _only(regime, options.case),
+                        _only(regime, options.case or ()),
                         measured[regime.name][-1],
                         f"{nth}/{options.repeat}",
                         progress,
@@ -67,9 +81,9 @@ def _run_round(bench: Bench, regime: Regime, into: dict[str, Any], label: str, p
                 into[case.name] = case.run(bench)
 
 
-def _only(regime: Regime, text: str) -> Regime:
-    """The regime with the cases that have this in their names, and the floors of those."""
-    chosen = [case for case in regime.cases if text in case.name]
+def _only(regime: Regime, texts: Sequence[str]) -> Regime:
+    """The regime with the cases that have one of these in their names, and the floors of those; no text: with all."""
+    chosen = [case for case in regime.cases if not texts or any(text in case.name for text in texts)]
     floors = {case.floor for case in chosen}
     return replace(regime, cases=[case for case in regime.cases if case in chosen or case.name in floors])
 
@@ -80,21 +94,27 @@ def _write(path: Path, size: str, facts: dict[str, Any], regimes: list[Regime], 
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks",
+        description=__doc__,
+        epilog="regimes:\n" + "\n".join(f"  {name:<9} {regime.title}" for name, regime in REGIMES.items()),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument(
         "--quick",
         dest="size",
         action="store_const",
         const="quick",
         default="full",
-        help="small sizes, one round: about 2 minutes",
+        help="small sizes, one round: about 10 minutes",
     )
     parser.add_argument("--size", choices=SIZES, default="full", help="how much; smoke only shows that it works")
+    parser.add_argument("--only", type=_names, default=list(REGIMES), metavar="A,B", help="these regimes only")
     parser.add_argument(
-        "--only", type=_names, default=list(REGIMES), metavar=",".join(REGIMES), help="these regimes only"
-    )
-    parser.add_argument(
-        "--case", default="", metavar="TEXT", help="only cases whose name has this in it, and their floors"
+        "--case",
+        action="append",
+        metavar="TEXT",
+        help="only cases whose name has this in it, and their floors; may be said again",
     )
     parser.add_argument(
         "--dsn", help="use this server (makes and drops databases there); default: a private one on disk"

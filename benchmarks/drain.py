@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from benchmarks import floors
@@ -11,11 +12,13 @@ from benchmarks.harness import Bench, Case, Column, Cost, Measures, Regime, Size
 from benchmarks.tasks import QUEUE
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from contextlib import AbstractContextManager
 
     from benchmarks.server import Database
     from pgqueue import App, JobSpec
 
+MANY = [f"bench-{nth}" for nth in range(100)]
 FLOOR = "statements bare, 2 connections"
 
 
@@ -29,6 +32,19 @@ def _drain(task: str, processes: int, count: Callable[[Size], int], *, snapshot:
     return Case(name, run, FLOOR, when=lambda size: count(size) > 0 and (size.name != "smoke" or kind == "async"))
 
 
+def _spread(name: str, queues: Sequence[str], priorities: int) -> Case:
+    def make(count: int, task: str) -> list[JobSpec]:
+        return [
+            replace(spec, queue=queues[n % len(queues)], priority=n // len(queues) % priorities)
+            for n, spec in enumerate(specs(count, task))
+        ]
+
+    def run(bench: Bench) -> Measures:
+        return drain(bench, "bench.noop", 1, bench.size.drain, make=make, queues=queues)
+
+    return Case(f"1 process, async, {name}", run, FLOOR, when=lambda size: size.name != "smoke")
+
+
 def drain(
     bench: Bench,
     task: str,
@@ -38,14 +54,21 @@ def drain(
     snapshot: bool = False,
     make: Callable[..., list[JobSpec]] = specs,
     prepare: Callable[[App], object] = lambda _app: None,
+    queues: Sequence[str] = (QUEUE,),
+    reach: Callable[[Database], AbstractContextManager[str]] = lambda database: contextlib.nullcontext(database.dsn),
 ) -> Measures:
-    """Fill the paused queue behind running workers, resume it, wait until the last outcome has landed."""
+    """Fill the paused queues behind running workers, resume them, wait until the last outcome has landed.
+
+    ``make`` makes the jobs, for ``queues``; ``reach`` prepares the database and answers the workers' way to it.
+    """
     warm_up = min(floors.WARM_UP, jobs)
     tally = bench.tally(jobs + warm_up)
     with contextlib.ExitStack() as stack:
         database = stack.enter_context(bench.server.database())
         commits = _commits(database)
-        crew = stack.enter_context(workers(processes, database, tally))
+        dsn = stack.enter_context(reach(database))
+        served = ",".join({QUEUE: None} | dict.fromkeys(queues))
+        crew = stack.enter_context(workers(processes, database, tally, "--queues", served, dsn=dsn))
         app = app_on(database)
         stack.callback(app.close)
         prepare(app)
@@ -55,13 +78,15 @@ def drain(
             holder.execute("SELECT count(*) FROM pgqueue.jobs")
         app.enqueue_many_sync(specs(warm_up, task, first=jobs), copy=True)
         tally.wait_for(warm_up)
-        app.client.pause(QUEUE)
+        for queue in queues:
+            app.client.pause(queue)
         app.enqueue_many_sync(make(jobs, task), copy=True)
         time.sleep(0.3)
 
         cost = Cost(database, crew.cpu)
         began = time.perf_counter()
-        app.client.resume(QUEUE)
+        for queue in queues:
+            app.client.resume(queue)
         tally.wait_for(jobs + warm_up)
         wait_until(lambda: not database.value("SELECT count(*) FROM pgqueue.leases"), lambda: "outcomes are missing")
         figures = cost.per_job(jobs, time.perf_counter() - began)
@@ -110,5 +135,7 @@ REGIME = Regime(
         _drain("bench.noop", 1, lambda size: size.drain, snapshot=True),
         _drain("bench.sync", 1, lambda size: size.drain // 2),
         _drain("bench.isolated", 1, lambda size: size.isolated),
+        _spread("10 priorities", (QUEUE,), priorities=10),
+        _spread("100 queues of 10 priorities", MANY, priorities=10),
     ),
 )

@@ -76,11 +76,11 @@ def _measure(database: Database, enqueue: Callable[[int], object], seconds: floa
     for n in range(10):  # connected, prepared
         enqueue(n)
     cost = Cost(database, time.process_time)
-    took, elapsed = _repeat(enqueue, seconds)
+    took, elapsed = repeat(enqueue, seconds)
     return _figures(cost, took, elapsed)
 
 
-def _repeat(enqueue: Callable[[int], object], seconds: float) -> tuple[list[float], float]:
+def repeat(enqueue: Callable[[int], object], seconds: float) -> tuple[list[float], float]:
     took: list[float] = []
     began = before = time.perf_counter()
     while before - began < seconds:
@@ -147,7 +147,7 @@ def _client_process(pipe: Connection, ready: Any, dsn: str, kind: Kind, threads:
             for n in range(10):
                 enqueue(n)
             go.wait()
-            took[nth], _ = _repeat(enqueue, seconds)
+            took[nth], _ = repeat(enqueue, seconds)
 
     running = [threading.Thread(target=client, args=(nth,), daemon=True) for nth in range(threads)]
     for thread in running:

@@ -39,14 +39,16 @@ class Size:
     steady: float
     marks: int
     rest: float
+    backlog: int
+    memory: int
 
 
 SIZES = {
     size.name: size
     for size in (
-        Size("full", 100_000, 5_000, 4.0, 100_000, 200, 10.0, 100_000, 10.0),
-        Size("quick", 40_000, 2_000, 1.5, 40_000, 60, 4.0, 40_000, 5.0),
-        Size("smoke", 2_000, 0, 0.2, 2_000, 5, 0.5, 2_000, 0.5),
+        Size("full", 100_000, 5_000, 4.0, 100_000, 200, 10.0, 100_000, 10.0, 1_000_000, 1_000_000),
+        Size("quick", 40_000, 2_000, 1.5, 40_000, 60, 4.0, 40_000, 5.0, 200_000, 200_000),
+        Size("smoke", 2_000, 0, 0.2, 2_000, 5, 0.5, 2_000, 0.5, 4_000, 4_000),
     )
 }
 
@@ -160,6 +162,18 @@ class Workers:
         """CPU seconds of all of them and their children so far."""
         return sum(tree_cpu(process.pid) for process in self._processes)
 
+    def memory(self) -> float:
+        """MiB of memory that they have resident, all but what they share with files. 0 off Linux."""
+        return sum(_anonymous_kib(process.pid) for process in self._processes) / 1024
+
+    def kill(self, pid: int) -> None:
+        """``kill -9`` one of them, or a child of theirs."""
+        os.kill(pid, signal.SIGKILL)
+        for process in self._processes:
+            if process.pid == pid:
+                process.wait()
+        self._processes = [process for process in self._processes if process.pid != pid]
+
     def stop(self) -> None:
         """Stop them in order and wait for it."""
         processes, self._processes = self._processes, []
@@ -178,12 +192,28 @@ class Workers:
                 raise RuntimeError(f"a worker ended with status {process.returncode}")
 
 
+WORKER = ("pgqueue", "worker", "--app", "benchmarks.tasks:app")
+
+
 @contextlib.contextmanager
-def workers(count: int, database: Database, tally: Tally) -> Iterator[Workers]:
-    """Start workers, wait until each has signed in; stop them in order."""
+def workers(
+    count: int,
+    database: Database,
+    tally: Tally,
+    *words: str,
+    module: Sequence[str] = WORKER,
+    each: int = 1,
+    dsn: str | None = None,
+    settings: Mapping[str, str] | None = None,
+) -> Iterator[Workers]:
+    """Start worker processes, wait until all their workers have signed in; stop them in order.
+
+    ``words`` follow on the command line; ``each``: how many workers a process has; ``dsn``: another way to the
+    database; ``settings``: more of the environment.
+    """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("PGQUEUE_", "PG"))}
-    environment |= {"PGQUEUE_DSN": database.dsn, TALLY: str(tally.path)}
-    command = [sys.executable, "-m", "pgqueue", "worker", "--app", "benchmarks.tasks:app"]
+    environment |= {"PGQUEUE_DSN": dsn or database.dsn, TALLY: str(tally.path)} | dict(settings or {})
+    command = [sys.executable, "-m", *module, *words]
     log_file = database.server.folder / "workers.log"
     with log_file.open("ab") as log:
         processes = [
@@ -192,7 +222,7 @@ def workers(count: int, database: Database, tally: Tally) -> Iterator[Workers]:
         ]
     started = Workers(processes)
     try:
-        wait_until(lambda: _signed_in(started, database) == count, lambda: _tail(log_file), pause=0.05)
+        wait_until(lambda: _signed_in(started, database) == count * each, lambda: _tail(log_file), pause=0.05)
         yield started
         started.check()
     except BaseException:
@@ -237,6 +267,14 @@ def percentile(values: Sequence[float], share: float) -> float:
 def _signed_in(started: Workers, database: Database) -> int:
     started.check()
     return int(database.value("SELECT count(*) FROM pgqueue.workers"))
+
+
+def _anonymous_kib(pid: int) -> int:
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1])
+    return 0
 
 
 def _tail(log_file: Path) -> str:

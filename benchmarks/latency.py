@@ -37,7 +37,7 @@ def wake_bare(bench: Bench) -> Measures:
                 connection.execute("SELECT pg_notify('bench', '')")
 
         time.sleep(0.5)
-        figures = _sample(bench.size.latency, enqueue, woken)
+        figures = sample(bench.size.latency, enqueue, woken)
         stopping.set()
         listener.join()
     return figures
@@ -51,10 +51,11 @@ def idle_latency(bench: Bench) -> Measures:
         database = stack.enter_context(bench.server.database())
         stack.enter_context(workers(1, database, tally))
         stack.enter_context(contextlib.closing(app_on(database)))
-        return _sample(bench.size.latency, lambda n: stamp.enqueue_sync(n=n, text=TEXT), tally.times())
+        return sample(bench.size.latency, lambda n: stamp.enqueue_sync(n=n, text=TEXT), tally.times())
 
 
-def _sample(count: int, enqueue: object, started: list[int] | memoryview) -> Measures:
+def sample(count: int, enqueue: object, started: list[int] | memoryview) -> Measures:
+    """Enqueue now and then; how long until each job has started?"""
     waits, calls = [], []
     for n in range(count + _WARM_UP):
         time.sleep(random.uniform(0.04, 0.12))

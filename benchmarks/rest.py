@@ -7,10 +7,12 @@ import time
 from typing import TYPE_CHECKING
 
 from benchmarks.harness import Bench, Case, Column, Measures, Regime, workers
+from benchmarks.steady import percent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from benchmarks.harness import Workers
     from benchmarks.server import Database
 
 _SETTLE = 2.0
@@ -23,23 +25,27 @@ def at_rest(count: int) -> Callable[[Bench], Measures]:
         with contextlib.ExitStack() as stack:
             database = stack.enter_context(bench.server.database())
             crew = stack.enter_context(workers(count, database, bench.tally(1)))
-            time.sleep(_SETTLE if bench.size.rest > 1 else 0)
-            queries, worker, server = _queries(database), crew.cpu(), bench.server.cpu()
-            began = time.monotonic()
-            time.sleep(bench.size.rest)
-            seconds = time.monotonic() - began
-            worker, server_now = crew.cpu() - worker, bench.server.cpu()
-            figures: dict[str, float | None] = {
-                "worker_cpu": worker / seconds * 100,
-                "server_cpu": None if server is None or server_now is None else (server_now - server) / seconds * 100,
-                "queries_per_s": max(0, _queries(database) - queries - 1) / seconds,
-            }
-            return figures
+            return idle_cost(bench, database, crew)
 
     return run
 
 
-def _queries(database: Database) -> int:
+def idle_cost(bench: Bench, database: Database, crew: Workers) -> dict[str, float | None]:
+    """What workers and server use from here on, as nothing goes on."""
+    time.sleep(_SETTLE if bench.size.rest > 1 else 0)
+    counted, worker, server = queries(database), crew.cpu(), bench.server.cpu()
+    began = time.monotonic()
+    time.sleep(bench.size.rest)
+    seconds = time.monotonic() - began
+    worker, server_now = crew.cpu() - worker, bench.server.cpu()
+    return {
+        "worker_cpu": worker / seconds * 100,
+        "server_cpu": percent(server, server_now, seconds),
+        "queries_per_s": max(0, queries(database) - counted - 1) / seconds,
+    }
+
+
+def queries(database: Database) -> int:
     """Statements so far: from pg_stat_statements where it is; else commits, which the server tells up to 10 s late."""
     if database.server.statements:
         return int(database.value(

@@ -11,7 +11,7 @@ import socket
 import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import psycopg
 from psycopg import conninfo, sql
@@ -21,7 +21,7 @@ from pgqueue.errors import EmbeddedServerError
 from pgqueue.migrations import migrate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 SETTINGS: dict[str, str | int] = {
     "shared_buffers": "1GB", "max_wal_size": "16GB", "checkpoint_timeout": "1h", "fsync": "on",
@@ -43,6 +43,7 @@ class Server:
         version: as the server says it.
         settings: those that a reader of figures must know.
         template: what a fresh database is copied from.
+        restart: stop it (``fast`` or ``immediate``) and start it again; None when it is not ours.
     """
 
     dsn: str
@@ -52,6 +53,7 @@ class Server:
     version: str
     settings: dict[str, str]
     template: str = "template0"
+    restart: Callable[[Literal["fast", "immediate"]], object] | None = None
 
     @contextlib.contextmanager
     def database(self, template: str | None = None) -> Iterator[Database]:
@@ -111,6 +113,7 @@ def open_server(dsn: str | None, *, tcp: bool = False) -> Iterator[Server]:
     """The server of ``dsn``, else a private one for the length of this block, on a Unix socket or on TCP."""
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(_run_folder())
+        restart = None
         if dsn is None:
             binaries = embedded.find_binaries()
             bin_dir = embedded.reachable_binaries(binaries, beside=folder)
@@ -119,8 +122,8 @@ def open_server(dsn: str | None, *, tcp: bool = False) -> Iterator[Server]:
             port = _free_port() if tcp else None
             private = embedded.PostgresServer(folder / "data", bin_dir, settings=SETTINGS | preload, port=port)
             stack.callback(private.stop, "immediate")
-            dsn = private.start()
-        yield stack.enter_context(_describe(dsn, folder).migrated())
+            dsn, restart = private.start(), private.restart
+        yield stack.enter_context(replace(_describe(dsn, folder), restart=restart).migrated())
 
 
 def tree_cpu(pid: int) -> float:

@@ -1,41 +1,39 @@
-"""Steady load: 1,000 jobs a second, with and without a held snapshot; and the claim as dead rows pile up."""
+"""Steady load: 1,000 jobs a second, with and without a held snapshot, and 5,000; the claim as dead rows pile up."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import multiprocessing
-import secrets
 import statistics
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from benchmarks import floors
+from benchmarks.cycles import CLAIM, Cycles, ServerTime
 from benchmarks.harness import Bench, Case, Column, Measures, Regime, app_on, percentile, specs, wait_until, workers
 from benchmarks.tasks import QUEUE, TEXT, stamp
-from pgqueue import statements
-from pgqueue.connection import run as run_statement
-from pgqueue.outcome import COMPLETED
 from pgqueue.settings import Settings
-from pgqueue.worker.link import PINNED
-from pgqueue.worker.marks import Marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
     from multiprocessing.connection import Connection
 
-    import psycopg
-
+    from benchmarks.harness import Tally, Workers
     from benchmarks.server import Database
-    from pgqueue.statements import Lanes
 
 RATE = 1_000
 CLEAN = f"{RATE:,} jobs/s"
 MARKED = "claims with marks"
-_THREADS = 4
+THREADS = 4
 _CLAIM = 100
 _SPAWN = multiprocessing.get_context("spawn")
+
+
+def one(database: Database, tally: Tally) -> AbstractContextManager[Workers]:
+    """One worker."""
+    return workers(1, database, tally)
 
 
 @contextlib.contextmanager
@@ -50,65 +48,117 @@ def held_snapshot(database: Database) -> Iterator[None]:
 # -- a worker under steady load --------------------------------------------------------------------------------------
 
 
-def steady(*, snapshot: bool) -> Callable[[Bench], Measures]:
-    """Four clients of one process enqueue on schedule; a worker in another process runs."""
+def steady(
+    rate: int = RATE,
+    *,
+    each: int = 1,
+    snapshot: bool = False,
+    crew: Callable[[Database, Tally], AbstractContextManager[Workers]] = one,
+) -> Callable[[Bench], Measures]:
+    """Four clients of one process enqueue on schedule, ``each`` jobs in a transaction; other processes work."""
 
     def run(bench: Bench) -> Measures:
-        count = int(RATE * bench.size.steady)
-        tally = bench.tally(8 * (count + _THREADS))
+        count = int(rate * bench.size.steady)
+        tally = bench.tally(8 * (count + THREADS * each))
         with contextlib.ExitStack() as stack:
             database = stack.enter_context(bench.server.database())
             if snapshot:
                 stack.enter_context(held_snapshot(database))
-            crew = stack.enter_context(workers(1, database, tally))
+            team = stack.enter_context(crew(database, tally))
             stack.enter_context(contextlib.closing(app_on(database)))
-            ours, theirs = _SPAWN.Pipe()
-            producer = _SPAWN.Process(target=_produce, args=(theirs, database.dsn, count), daemon=True)
-            producer.start()
-            theirs.close()
-            ours.recv()  # connected
-            worker_cpu, server_cpu = crew.cpu(), bench.server.cpu()
+            producer = stack.enter_context(Producer.ready(database, count, rate, each))
+            worker_cpu, server_cpu = team.cpu(), bench.server.cpu()
             claims = _ClaimTimes(database)
-            ours.send("go")
-            while not ours.poll(1.0):
+            producer.start()
+            while not producer.done(1.0):
                 claims.look()
-            committed: list[tuple[int, int]] = ours.recv()
+            calls = producer.calls()
             times = tally.times()
-            wait_until(lambda: all(times[n] for n, _ in committed), lambda: "jobs are missing")
-            seconds = (max(at for _, at in committed) - min(at for _, at in committed)) / 1e9
-            waits = [(times[n] - at) / 1e6 for n, at in committed]
+            wait_until(lambda: all(times[n] for n in range(count)), lambda: "jobs are missing")
+            seconds = (max(call.ended for call in calls) - min(call.ended for call in calls)) / 1e9
+            waits = [(times[n] - call.ended) / 1e6 for call in calls for n in range(call.first, call.first + each)]
             figures: dict[str, float | None] = {
                 "p50_ms": percentile(waits, 0.5),
                 "p99_ms": percentile(waits, 0.99),
                 "p999_ms": percentile(waits, 0.999),
-                "jobs_per_s": len(committed) / seconds,
-                "worker_cpu": (crew.cpu() - worker_cpu) / seconds * 100,
-                "server_cpu": _percent(server_cpu, bench.server.cpu(), seconds),
+                "jobs_per_s": count / seconds,
+                "worker_cpu": (team.cpu() - worker_cpu) / seconds * 100,
+                "server_cpu": percent(server_cpu, bench.server.cpu(), seconds),
             }
             return figures | claims.first_and_last()
 
     return run
 
 
-def _produce(pipe: Connection, dsn: str, count: int) -> None:
-    """Enqueue number n at n milliseconds past the start; answers when each commit had come back."""
+@dataclass(frozen=True)
+class Call:
+    """One call of enqueue: the first job's number, when it began and when it came back (the commit), in ns."""
+
+    first: int
+    began: int
+    ended: int
+
+
+class Producer:
+    """Enqueues on schedule, in a process of its own; nobody's fault but the engine's when it falls behind."""
+
+    def __init__(self, pipe: Connection) -> None:
+        self._pipe = pipe
+
+    @classmethod
+    @contextlib.contextmanager
+    def ready(cls, database: Database, count: int, rate: int, each: int = 1) -> Iterator[Producer]:
+        """Connected; ``count`` jobs will come, ``rate`` a second."""
+        ours, theirs = _SPAWN.Pipe()
+        process = _SPAWN.Process(target=_produce, args=(theirs, database.dsn, count, rate, each), daemon=True)
+        process.start()
+        theirs.close()
+        try:
+            ours.recv()
+            yield cls(ours)
+        finally:
+            process.kill()
+            process.join()
+
+    def start(self) -> None:
+        """Go."""
+        self._pipe.send("go")
+
+    def done(self, seconds: float) -> bool:
+        """Whether it has enqueued all, waiting up to this long for it."""
+        return self._pipe.poll(seconds)
+
+    def calls(self) -> list[Call]:
+        """Every call, when it is done."""
+        return [Call(*call) for call in self._pipe.recv()]
+
+
+def _produce(pipe: Connection, dsn: str, count: int, rate: int, each: int) -> None:
+    """Enqueue number n when its time has come; answers of each call the first number, its begin and its end."""
     stamp.app.configure(Settings(dsn=dsn))
-    committed: list[list[tuple[int, int]]] = [[] for _ in range(_THREADS)]
-    ready, go = threading.Barrier(_THREADS + 1), threading.Barrier(_THREADS + 1)
+    calls: list[list[tuple[int, int, int]]] = [[] for _ in range(THREADS)]
+    ready, go = threading.Barrier(THREADS + 1), threading.Barrier(THREADS + 1)
     began = 0.0
 
+    def enqueue(first: int) -> None:
+        if each == 1:
+            stamp.enqueue_sync(n=first, text=TEXT)
+        else:
+            stamp.app.enqueue_many_sync(specs(each, stamp.name, first))
+
     def client(nth: int) -> None:
-        stamp.enqueue_sync(n=count + nth, text=TEXT)
+        enqueue(count + nth * each)
         ready.wait(60)
         go.wait(60)
-        for n in range(nth, count, _THREADS):
-            pause = began + n / RATE - time.monotonic()
+        for first in range(nth * each, count, THREADS * each):
+            pause = began + first / rate - time.monotonic()
             if pause > 0:
                 time.sleep(pause)
-            stamp.enqueue_sync(n=n, text=TEXT)
-            committed[nth].append((n, time.monotonic_ns()))
+            called = time.monotonic_ns()
+            enqueue(first)
+            calls[nth].append((first, called, time.monotonic_ns()))
 
-    threads = [threading.Thread(target=client, args=(nth,), daemon=True) for nth in range(_THREADS)]
+    threads = [threading.Thread(target=client, args=(nth,), daemon=True) for nth in range(THREADS)]
     for thread in threads:
         thread.start()
     ready.wait(60)
@@ -118,11 +168,12 @@ def _produce(pipe: Connection, dsn: str, count: int) -> None:
     go.wait(60)
     for thread in threads:
         thread.join()
-    pipe.send([one for part in committed for one in part])
+    pipe.send([one for part in calls for one in part])
     stamp.app.close()
 
 
-def _percent(then: float | None, now: float | None, seconds: float) -> float | None:
+def percent(then: float | None, now: float | None, seconds: float) -> float | None:
+    """Of a core, between two looks at a CPU."""
     return None if then is None or now is None else (now - then) / seconds * 100
 
 
@@ -130,29 +181,18 @@ class _ClaimTimes:
     """What the server says that claims took, second by second (needs pg_stat_statements)."""
 
     def __init__(self, database: Database) -> None:
-        self._database = database
-        self._looks: list[tuple[int, float]] = []
-        self.look()
+        self._claims = ServerTime(database, CLAIM)
+        self._means: list[float] = []
 
     def look(self) -> None:
-        if self._database.server.statements:
-            with self._database.connect() as connection:
-                row: Any = connection.execute(
-                    "SELECT coalesce(sum(calls), 0)::bigint, coalesce(sum(total_exec_time), 0) FROM pg_stat_statements"
-                    " WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database())"
-                    " AND query LIKE '%INSERT INTO pgqueue.leases%'"
-                ).fetchone()
-            self._looks.append((int(row[0]), float(row[1])))
+        mean, _ = self._claims.per_call()
+        if mean is not None:
+            self._means.append(mean)
 
     def first_and_last(self) -> dict[str, float | None]:
         self.look()
-        looks = self._looks
-        means = [
-            (later[1] - earlier[1]) / (later[0] - earlier[0])
-            for earlier, later in itertools.pairwise(looks)
-            if later[0] > earlier[0]
-        ]
-        return {"claim_first_ms": means[0] if means else None, "claim_last_ms": means[-1] if means else None}
+        means = self._means or [None]
+        return {"claim_first_ms": means[0], "claim_last_ms": means[-1]}
 
 
 # -- the claim itself ------------------------------------------------------------------------------------------------
@@ -169,9 +209,12 @@ def pile(*, marks: bool) -> Callable[[Bench], Measures]:
                 app.enqueue_many_sync(specs(bench.size.marks), copy=True)
             time.sleep(0.3)  # older than the marks' lag
             stack.enter_context(held_snapshot(database))
-            connection = stack.enter_context(database.connect())
-            _pin_plans(connection)
-            took = _claim_all(connection, bench.size.marks, marks=marks)
+            cycles = Cycles(stack.enter_context(database.connect()), [QUEUE])
+            took, done = [], 0
+            while done < bench.size.marks:
+                milliseconds, rows = cycles.claim(_CLAIM, full=not marks)
+                took.append(milliseconds)
+                done += len(rows)
             share = max(1, len(took) // 10)
             return {
                 "claim_first_ms": statistics.median(took[:share]),
@@ -180,32 +223,6 @@ def pile(*, marks: bool) -> Callable[[Bench], Measures]:
             }
 
     return run
-
-
-def _claim_all(connection: psycopg.Connection[Any], jobs: int, *, marks: bool) -> list[float]:
-    memory = Marks([QUEUE])
-    row = connection.execute("SELECT extract(epoch FROM clock_timestamp())::float8").fetchone()
-    assert row is not None
-    memory.set_clock(row[0])
-    took: list[float] = []
-    done = 0
-    while done < jobs:
-        lanes: Lanes = memory.lanes(full=not marks, turn=0)
-        token = secrets.randbits(62) + 1
-        claim = statements.claim(lanes, None, _CLAIM, token, floors.LEASE, "bare", schema="pgqueue")
-        began = time.perf_counter()
-        rows = run_statement(connection, claim)
-        took.append((time.perf_counter() - began) * 1e3)
-        memory.advance(rows)
-        landings = [(one[2], token, COMPLETED) for one in rows]
-        run_statement(connection, statements.finish(landings, [token], schema="pgqueue"))
-        done += len(rows)
-    return took
-
-
-def _pin_plans(connection: psycopg.Connection[Any]) -> None:
-    connection.execute(PINNED, prepare=False)
-    connection.prepare_threshold = 0
 
 
 REGIME = Regime(
@@ -223,8 +240,9 @@ REGIME = Regime(
         Column("dead_rows", "dead rows"),
     ),
     (
-        Case(CLEAN, steady(snapshot=False)),
+        Case(CLEAN, steady()),
         Case(f"{CLEAN}, held snapshot", steady(snapshot=True), CLEAN),
+        Case("5,000 jobs/s, 25 a transaction", steady(5_000, each=25), CLEAN, when=lambda size: size.name != "smoke"),
         Case(f"{MARKED}, held snapshot", pile(marks=True)),
         Case("claims without, held snapshot", pile(marks=False)),
     ),

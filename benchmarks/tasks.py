@@ -2,10 +2,12 @@
 
 Each job has a number ``n``; its handler adds one to byte ``n`` of the tally (so a job that ran twice shows), or writes
 the time at which it started to slot ``n``. No database, no lock, no system call in the handler.
+The one that naps writes how often and when it started to two slots of job ``n``.
 """
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import mmap
 import os
@@ -61,3 +63,14 @@ def noop_isolated(n: int, text: str) -> None:  # noqa: ARG001
 async def stamp(n: int, text: str) -> None:  # noqa: ARG001
     """Write down when it started."""
     starts()[n] = time.monotonic_ns()
+
+
+NAP = 0.02
+
+
+@app.task(name="bench.nap", queue=QUEUE)
+async def nap(n: int, text: str) -> None:  # noqa: ARG001
+    """Write down that it started, and when; then take its time, so that there is always something in flight."""
+    starts()[2 * n] += 1
+    starts()[2 * n + 1] = time.monotonic_ns()
+    await asyncio.sleep(NAP)

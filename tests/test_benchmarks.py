@@ -71,6 +71,24 @@ def test_latency_and_steady_load_on_a_given_server(server: Server, tmp_path: Pat
     assert not left, "it drops its databases"
 
 
+def test_the_regimes_of_scale_and_of_trouble(server: Server, tmp_path: Path) -> None:
+    """A case of each; all of them are minutes."""
+    try:
+        embedded.find_binaries()
+    except EmbeddedServerError as error:
+        pytest.skip(str(error))  # what restarts a server needs one of its own
+    figures = tmp_path / "figures.json"
+    chosen = [f"--case={text}" for text in ("many due", "immediate", "1 queue", "proxy")]
+    options = ("--size", "smoke", "--only", "backlog,recovery,scale,distance", *chosen, "--dsn", server.admin_dsn)
+    done, _ = run(*options, "--json", str(figures))
+    assert done.returncode == 0, done.stderr
+    assert cases(figures, "backlog")["many due"]["ratio_to_floor"]["jobs_per_s"] > 0
+    restart = cases(figures, "recovery")["immediate restart, 1,000 jobs/s"]["median"]
+    assert (restart["lost"], restart["twice_not_held"]) == (0, 0)
+    assert cases(figures, "scale")["1 worker, 1 queue"]["median"]["look_ms"] > 0
+    assert cases(figures, "distance")["through the proxy at once"]["median"]["jobs_per_s"] > 0
+
+
 def test_an_unknown_regime_is_refused() -> None:
     done, _ = run("--only", "sleep")
     assert done.returncode == 2
