@@ -40,6 +40,10 @@ _REFUSED: Final = 5.0  # … or whose claim was refused
 _HOT_GAP: Final = 0.002
 _HOT_FOR: Final = 0.02
 _DENSE: Final = 0.01  # two finds within this time: hot
+_DEAF: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds, after so many bells in vain …
+_IN_A_ROW: Final = 1.0  # … that came within this time of the last one
+_DEAF_LOOK: Final = 0.1
+_LATE: Final = 0.05  # a bell that comes so soon after a find may be for what was found
 _LADDER: Final = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -80,6 +84,9 @@ class Claimer:
         self._found_at = 0.0
         self._hot = False
         self._rung = 0  # of the ladder
+        self._rang = False  # the bell, for the claim that comes next
+        self._vain = 0  # bells in a row for jobs that another worker has taken
+        self._deaf_until = -math.inf
         self._managed: dict[str, Managed] = {}  # queues with keys or limits
         self._more = False  # one of them gave as much as it was asked for
         self._managed_at = -math.inf
@@ -202,6 +209,7 @@ class Claimer:
     async def _rest(self, *, found: bool) -> None:
         """The claim came back short: nothing more is due. Sleep as the temper says."""
         now = time.monotonic()
+        self._count_vain(now, found=found)
         if found:
             self._hot = self._hot or now - self._found_at < _DENSE
             self._found_at = now
@@ -211,6 +219,8 @@ class Claimer:
             if self._bell.armed:
                 self._bell.disarm()
             await self._sleep(_HOT_GAP)
+        elif now < self._deaf_until:
+            await self._sleep_deaf()
         elif self._bell.armed:
             await self._sleep_until_due(found=found)
         else:
@@ -218,6 +228,33 @@ class Claimer:
             self._rung = 0 if await self._bell.arm() else min(self._rung + 1, len(_LADDER) - 1)
             if not self._bell.armed:
                 await self._sleep_until_due(found=found)
+
+    def _count_vain(self, now: float, *, found: bool) -> None:
+        """Every idle worker hears a bell, and one gets the job. Who is late again and again leaves it to the others.
+
+        Else fifty idle workers would look fifty times for each job; and while all of them are deaf or busy, enqueues
+        pay for no NOTIFY, which PostgreSQL lets commit only one at a time.
+        """
+        if found:
+            self._vain //= 2
+        elif self._rang and now - self._found_at > _LATE and not self._managed:  # keys and places come free by bells
+            self._vain = min(self._vain + 1, len(_DEAF) - 1) if now - self._deaf_until < _IN_A_ROW else 0
+            self._deaf_until = now + _DEAF[self._vain]
+        self._rang = False
+
+    async def _sleep_deaf(self) -> None:
+        """Ring or not; but a job that nobody takes is looked for."""
+        if self._bell.armed:
+            self._bell.disarm()
+        due = math.inf
+        while (left := self._deaf_until - time.monotonic()) > 0:
+            pause = _DEAF_LOOK * random.uniform(0.5, 1)  # noqa: S311 - so that workers do not look together
+            if await until_set(self._stopping, min(left, pause, due)) or due <= pause:
+                return
+            ahead = await self._look_ahead()
+            if ahead is None or ahead.ready:
+                return
+            due = math.inf if ahead.seconds is None else max(ahead.seconds, 0.0) + 0.001
 
     async def _sleep_until_due(self, *, found: bool) -> None:
         """Until there is something to claim: the bell rings, a job is due, or nobody knows.
@@ -258,10 +295,10 @@ class Claimer:
 
     async def _sleep(self, seconds: float) -> bool:
         """Until the bell rings (True), the worker stops, or the time is over."""
-        rang = await until_set(self._bell.rung, seconds)
-        if rang:
+        self._rang = await until_set(self._bell.rung, seconds)
+        if self._rang:
             self._bell.rung.clear()
-        return rang
+        return self._rang
 
     async def _wait_until_hungry(self) -> None:
         if self._bell.armed:

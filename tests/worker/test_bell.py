@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     import pytest
 
     from pgqueue import App
+    from pgqueue.worker import Worker
 
 NEVER = timedelta(minutes=5)  # a poll that no test waits for: what starts is what the bell woke
 
@@ -163,3 +164,41 @@ async def test_an_idle_worker_asks_rarely(dsn: str, app: App) -> None:
         await until(lambda: worker.claimer._rung >= looks + 2, "two more looks")
         assert time.monotonic() - began > 0.7
         assert worker.claimer._turn == turns, "it asks, it does not claim"
+
+
+async def ring_in_vain(dsn: str, worker: Worker) -> None:
+    """Until the worker does not listen any more, as when others are always faster."""
+
+    async def deaf() -> bool:
+        await execute(dsn, "SELECT pgqueue.ring('default')")
+        await asyncio.sleep(0.03)
+        return worker.claimer._vain >= 4 and worker.claimer._deaf_until > time.monotonic() and not worker.bell.armed
+
+    await until(deaf, "it is deaf", within=20)
+
+
+async def test_who_is_woken_in_vain_again_and_again_leaves_the_bell_to_others(dsn: str, app: App) -> None:
+    @app.task
+    async def noop() -> None:
+        pass
+
+    async with working(app) as worker:
+        await until(lambda: worker.bell.armed, "it is idle")
+        await ring_in_vain(dsn, worker)
+        job = await noop.enqueue()
+        await in_state(job, "completed")
+        await until(lambda: worker.bell.armed, "it listens again")
+
+
+async def test_a_worker_of_a_queue_with_limits_hears_every_bell(dsn: str, app: App) -> None:
+    @app.task
+    async def noop() -> None:
+        pass
+
+    await app.aclient.limit_queue("default", max_running=5)
+    async with working(app) as worker:
+        await until(lambda: worker.bell.armed and worker.claimer.managed, "it is idle")
+        for _ in range(10):
+            await execute(dsn, "SELECT pgqueue.ring('default')")
+            await asyncio.sleep(0.03)
+        assert worker.claimer._vain == 0
