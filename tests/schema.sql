@@ -1865,6 +1865,7 @@ DECLARE
     siblings bigint[];
     many boolean := submit_each.batch_id IS NOT NULL OR jsonb_path_exists(submit_each.jobs, '$[*].after');
     duplicates integer := 0;
+    more text;
 BEGIN
     IF submit_each.batch_id IS NULL THEN
         PERFORM pgqueue.lock_upstream(submit_each.jobs);
@@ -1897,8 +1898,15 @@ BEGIN
             duplicates := duplicates + (NOT created)::integer;
             RETURN NEXT;
         END LOOP;
-    EXCEPTION WHEN data_exception OR program_limit_exceeded OR unique_violation THEN
-        RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM);
+    EXCEPTION
+        WHEN data_exception THEN
+            RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM);
+        WHEN program_limit_exceeded THEN
+            GET STACKED DIAGNOSTICS more = PG_EXCEPTION_HINT;
+            RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM), HINT = more;
+        WHEN unique_violation THEN  -- its detail is the id of the job that holds the key
+            GET STACKED DIAGNOSTICS more = PG_EXCEPTION_DETAIL;
+            RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM), DETAIL = more;
     END;
     IF duplicates > 0 AND submit_each.batch_id IS NOT NULL THEN  -- a job that was there before belongs to no new batch
         PERFORM pgqueue.grow_batch(submit_each.batch_id, -duplicates);

@@ -68,6 +68,26 @@ def test_raise_refuses_and_names_the_job_that_holds_the_key(dsn: str):
     app.close()
 
 
+def test_raise_names_the_holder_among_many_and_in_a_workflow_too(dsn: str):
+    app = App(settings=Settings(dsn=dsn))
+    held = app.client.submit(JobSpec.make("t", unique_key="u"))
+    refused = JobSpec.make("t", unique_key="u", on_conflict="raise")
+    with pytest.raises(JobExistsError, match=f"job 1: job {held.id}") as caught:
+        app.enqueue_many_sync([JobSpec.make("t"), refused])
+    assert caught.value.job_id == held.id
+    with pytest.raises(JobExistsError) as caught:
+        app.batch([JobSpec.make("t"), refused]).enqueue_sync()
+    assert caught.value.job_id == held.id
+    app.close()
+
+
+def test_an_element_that_is_refused_for_its_size_still_says_what_to_do(one: Peer):
+    jobs = orjson.dumps([{"task": "t", "on_conflict": "replace", "payload": "x" * 1_100_000}]).decode()
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded, match="job 0: payload of") as caught:
+        one.sql("SELECT pgqueue.submit_many(%s)", jobs)
+    assert caught.value.diag.message_hint == "Store the data in a table of your own and enqueue its key."
+
+
 def test_replace_makes_of_a_waiting_job_what_was_said_last_and_leaves_it_in_its_place(one: Peer):
     first = submit(one, payload={"n": 1}, queue="a", group_key="k", delay=60)
     behind = one.enqueue(queue="b", group_key="g")
