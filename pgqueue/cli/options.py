@@ -83,17 +83,21 @@ class Context:
         return _checked(replace(base, **said))
 
     @contextmanager
-    def client(self) -> Iterator[Client]:
-        """The queue's verbs, on a schema that fits; closed at the end."""
-        with self.app() as app:
+    def client(self, own: App | None = None) -> Iterator[Client]:
+        """The queue's verbs, on a schema that fits; closed at the end. ``own``: those of this app."""
+        with self.app(own) as app:
             yield app.client
 
     @contextmanager
-    def app(self) -> Iterator[App]:
-        """An app without tasks, on a schema that fits; closed at the end."""
+    def app(self, own: App | None = None) -> Iterator[App]:
+        """This app, or one without tasks, on a schema that fits; closed at the end."""
         from pgqueue.app import App  # noqa: PLC0415
 
-        app = App(settings=ready(self.settings()))
+        if own is None:
+            app = App(settings=ready(self.settings()))
+        else:
+            app = own
+            app.configure(ready(app.settings))
         try:
             yield app
         finally:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from pgqueue.statements import QueueSettings, QueueStats, WorkerRecord
 
-COUNTED: Final = ("available", "scheduled", "retrying", "running", "completed", "dead", "cancelled")
+COUNTED: Final = ("available", "scheduled", "retrying", "blocked", "running", "completed", "dead", "cancelled")
 LIMITS: Final = ("max_running", "per_key", "rate", "burst", "key_rate", "key_burst", "ageing")
 _UNITS: Final = (("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400))
 
