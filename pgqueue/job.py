@@ -139,6 +139,8 @@ class JobSpec:
         spec = replace(self, **{name: getattr(checked, name) for name in options})
         if spec.delay is not None and spec.run_at is not None:
             raise InvalidJobError("say delay or run_at, not both")
+        if spec.unique_for is not None and spec.unique_key is None:
+            raise InvalidJobError("unique_for needs a unique_key")
         return spec
 
     def with_meta(self, **more: Any) -> Self:

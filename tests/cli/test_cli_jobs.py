@@ -280,7 +280,8 @@ def test_queue_list_and_stats_count(queue, pgq, work_off):
     assert "blocked" in table
     facts = pgq("stats", "--json").json
     assert facts["totals"] == {
-        "available": 1, "scheduled": 1, "retrying": 0, "blocked": 1, "running": 0, "completed": 1, "dead": 1, "cancelled": 0,
+        "available": 1, "scheduled": 1, "retrying": 0, "blocked": 1, "running": 0, "completed": 1, "dead": 1,
+        "cancelled": 0,
     }  # fmt: skip
     assert facts["workers"] == {"alive": 0, "slots": 0, "running": 0}
     assert [stats["queue"] for stats in facts["queues"]] == ["default", "other"]
