@@ -288,7 +288,7 @@ class Client:
             with cursor.copy(load("copy_jobs", self.schema)) as copy:
                 for block in copy_blocks(specs, ids, now):
                     copy.write(block)
-            run(connection, statements.ring(due_queues(specs), schema=self.schema))
+            run(connection, statements.ring(due_queues(specs, now), schema=self.schema))
         return ids
 
 
@@ -496,7 +496,7 @@ class AsyncClient:
                 async with cursor.copy(load("copy_jobs", self.schema)) as copy:
                     for block in copy_blocks(specs, ids, now):
                         await copy.write(block)
-                await run_async(connection, statements.ring(due_queues(specs), schema=self.schema))
+                await run_async(connection, statements.ring(due_queues(specs, now), schema=self.schema))
         return ids
 
 
@@ -611,9 +611,13 @@ def check_copyable(specs: Sequence[JobSpec], connection: Any, kind: type) -> Non
             raise InvalidJobError(f"job {nth}: unique_key and depends_on do not go together with copy=True")
 
 
-def due_queues(specs: Sequence[JobSpec]) -> list[str]:
-    """The queues whose workers a batch is to wake."""
-    return list({spec.queue for spec in specs})
+def due_queues(specs: Sequence[JobSpec], now: datetime) -> list[str]:
+    """The queues whose workers a batch is to wake: a worker asleep looks ahead for a minute itself."""
+    soon = timedelta(minutes=1)
+    return list({
+        spec.queue for spec in specs
+        if (spec.run_at - now if spec.run_at is not None else spec.delay or timedelta()) <= soon
+    })  # fmt: skip
 
 
 def copy_blocks(specs: Sequence[JobSpec], ids: Sequence[int], now: datetime) -> Iterator[bytes]:

@@ -1011,7 +1011,9 @@ CREATE OR REPLACE FUNCTION pgqueue.grow_batch(batch_id bigint, by integer)
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 BEGIN
-    UPDATE pgqueue.batches b SET total = b.total + grow_batch.by WHERE b.id = grow_batch.batch_id AND b.finished_at IS NULL;
+    UPDATE pgqueue.batches b SET total = b.total + grow_batch.by,
+        finished_at = CASE WHEN b.total + grow_batch.by BETWEEN 1 AND b.completed + b.dead + b.cancelled THEN now() END
+    WHERE b.id = grow_batch.batch_id AND (b.finished_at IS NULL OR b.created_at = now());
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('there is no unfinished batch %s', grow_batch.batch_id);
     END IF;
@@ -1309,9 +1311,12 @@ DECLARE
     linked bigint[];
     complete bigint[];
 BEGIN
-    PERFORM FROM pgqueue.batches b WHERE b.id IN (  -- as in cancel
+    -- Locks as in cancel_batch: what may run, the batches, what is blocked.
+    PERFORM FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.state = 'available' ORDER BY j.id FOR UPDATE;
+    PERFORM FROM pgqueue.batches b WHERE b.id IN (
         SELECT j.batch_id FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.batch_id IS NOT NULL AND j.state = 'blocked')
     ORDER BY b.id FOR NO KEY UPDATE;
+    PERFORM FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.state = 'blocked' ORDER BY j.id FOR UPDATE;
     WITH gone AS (
         DELETE FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.state IN ('available', 'blocked')
         RETURNING j.id, j.batch_id, j.has_followers, j.depends_on

@@ -437,11 +437,14 @@ BEGIN
     END IF;
 END $$;
 
--- So many more jobs, or fewer, belong to this batch.
+-- So many more jobs, or fewer, belong to this batch. The transaction that has made it may go on to fill it when all that is in
+-- it so far has ended at once (a dead upstream); and when what is taken back was all that it still waited for, it is finished.
 CREATE FUNCTION pgqueue.grow_batch(batch_id bigint, by integer) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE pgqueue.batches b SET total = b.total + grow_batch.by WHERE b.id = grow_batch.batch_id AND b.finished_at IS NULL;
+    UPDATE pgqueue.batches b SET total = b.total + grow_batch.by,
+        finished_at = CASE WHEN b.total + grow_batch.by BETWEEN 1 AND b.completed + b.dead + b.cancelled THEN now() END
+    WHERE b.id = grow_batch.batch_id AND (b.finished_at IS NULL OR b.created_at = now());
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('there is no unfinished batch %s', grow_batch.batch_id);
     END IF;
