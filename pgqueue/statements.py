@@ -531,7 +531,7 @@ def prune(*, schema: str) -> Statement[list[str]]:
 
 
 def tidy(*, schema: str) -> Statement[None]:
-    """Forget throttles and token buckets that have run out."""
+    """Forget what has run out: throttles, full token buckets, batches without history, edges to jobs that are gone."""
     return Statement(load("tidy", schema), None, _nothing)
 
 

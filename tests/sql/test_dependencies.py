@@ -576,6 +576,14 @@ def test_a_batch_may_be_filled_in_several_calls_also_when_all_of_the_first_has_e
         add(one, batch_id, JobSpec.make("t"))
 
 
+def test_what_is_named_by_id_and_by_index_counts_together(one: Peer):
+    ids = [i for (i,) in one.sql("SELECT pgqueue.enqueue('t') FROM generate_series(1, 9990)")]
+    siblings = [{"task": "t"}] * 20
+    jobs = json.dumps([*siblings, {"task": "t", "depends_on": ids, "after": list(range(20))}])
+    with pytest.raises(BAD, match="job 20: depends_on must name at most 10000 jobs"):
+        one.sql("SELECT pgqueue.submit_many(%s)", jobs)
+
+
 def test_a_purge_takes_its_locks_in_the_order_of_everybody(one: Peer, two: Peer):
     first, second = one.enqueue(), one.enqueue()
     one.sql("UPDATE pgqueue.jobs SET meta = '{}' WHERE id = %s", first)  # so that it lies behind the second

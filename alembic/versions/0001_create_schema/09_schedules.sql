@@ -127,7 +127,7 @@ BEGIN
     IF tick IS NULL OR EXISTS (SELECT FROM pgqueue.ticks t WHERE t.schedule = due.name AND t.tick = fire.tick) THEN
         RETURN NULL;
     END IF;
-    SELECT s.id, s.created INTO job FROM pgqueue.submit(
+    SELECT s.id, s.created INTO job FROM pgqueue.submit_one(
         task => due.task, payload => due.payload, queue => due.queue, priority => due.priority::integer,
         max_attempts => due.max_attempts::integer, timeout => due.timeout, unique_key => unique_key, group_key => due.group_key,
         meta => jsonb_build_object('schedule', due.name, 'tick', tick) || note) s;
@@ -213,10 +213,3 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     WITH gone AS (DELETE FROM pgqueue.ticks t WHERE t.fired_at < now() - interval '30 days' RETURNING 1)
     SELECT count(*) FROM gone
 $$;
-
-REVOKE ALL ON FUNCTION pgqueue.on_schedule_edit, pgqueue.tick, pgqueue.fire, pgqueue.backfill, pgqueue.declare_schedules,
-    pgqueue.pause_schedule, pgqueue.resume_schedule, pgqueue.remove_schedule, pgqueue.forget_ticks FROM PUBLIC;
-GRANT SELECT ON pgqueue.schedules, pgqueue.ticks TO pgqueue_reader, pgqueue_worker, pgqueue_admin;
-GRANT EXECUTE ON FUNCTION pgqueue.tick, pgqueue.declare_schedules, pgqueue.forget_ticks TO pgqueue_worker, pgqueue_admin;
-GRANT INSERT, UPDATE, DELETE ON pgqueue.schedules TO pgqueue_admin;
-GRANT EXECUTE ON FUNCTION pgqueue.backfill, pgqueue.pause_schedule, pgqueue.resume_schedule, pgqueue.remove_schedule TO pgqueue_admin;
