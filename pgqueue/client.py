@@ -142,7 +142,7 @@ class Client:
 
         Raises:
             JobNotFoundError: there is no such job.
-            JobStateError: it has already ended.
+            JobStateError: it is completed or dead already.
         """
         return check_cancelled(job_id, self._run(statements.cancel(job_id, schema=self.schema), connection))
 
@@ -265,7 +265,8 @@ class Client:
     ) -> list[int]:
         """Enqueue a job for each past tick from ``start`` up to ``end`` (None: now) that has not fired.
 
-        Answers their ids. It asks no policy, nor whether the schedule is paused; to repeat it is harmless.
+        Answers their ids. It asks no policy, nor whether the schedule is paused. What has fired is known for 30 days;
+        a tick that fired before that is enqueued again.
 
         Raises:
             ScheduleNotFoundError: there is no such schedule.

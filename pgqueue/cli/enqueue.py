@@ -16,7 +16,8 @@ import typer
 
 from pgqueue.cli.help import Command, did_you_mean
 from pgqueue.cli.options import AppOption, Context, command
-from pgqueue.cli.serving import nobody_serves, note
+from pgqueue.cli.person import note
+from pgqueue.cli.serving import nobody_serves
 from pgqueue.cli.text import print_json
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from pgqueue.cli.dead import confirm
 from pgqueue.cli.help import LINE
 from pgqueue.cli.options import Context, QueueArgument, command, make_group
+from pgqueue.cli.person import confirm
 from pgqueue.cli.serving import count_servers
 from pgqueue.cli.text import print_json, print_table, show, span
 from pgqueue.durations import format_duration, parse_duration

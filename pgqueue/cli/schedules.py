@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from pgqueue.cli.options import AppOption, Context, command, make_group
-from pgqueue.cli.serving import note
+from pgqueue.cli.person import note
 from pgqueue.cli.text import ago, print_json, print_table, show, span
 
 if TYPE_CHECKING:
@@ -179,9 +179,10 @@ def backfill(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print how many ticks there are, and do nothing.")] = False,
 ) -> None:
-    """Enqueue a job for each tick of the past that has not fired; safe to repeat. It asks no policy, nor for a pause.
+    """Enqueue a job for each tick of the past that has not fired. It asks no policy, nor for a pause.
 
-    A time without a zone is meant in the schedule's.
+    What has fired is known for 30 days; a tick that fired before that is enqueued again. A time without a zone is meant
+    in the schedule's.
     """
     from pgqueue.errors import InvalidScheduleError  # noqa: PLC0415
 

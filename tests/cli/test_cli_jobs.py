@@ -240,7 +240,7 @@ def test_a_purge_asks_a_person_first(argv, queue, pgq, monkeypatch):
         def isatty(self):
             return True
 
-    monkeypatch.setattr("pgqueue.cli.dead.stdin", Terminal)
+    monkeypatch.setattr("pgqueue.cli.person.stdin", Terminal)
     asked = []
     answers = iter((False, True))
     monkeypatch.setattr("typer.confirm", lambda question, **_options: asked.append(question) or next(answers))

@@ -78,7 +78,7 @@ CREATE TRIGGER schedules_edit BEFORE INSERT OR UPDATE ON pgqueue.schedules
 -- Fire these ticks: an array of {name, expression, time_zone, due, fire: [...], next}, worked out from what a worker saw at
 -- `looked_at` (this server's clock). Each schedule is passed over when another worker was first or it was edited or paused since
 -- (next_tick is no longer `due`), and all of them when the worker has slept over its plan: what is late by then is
--- for the misfire policy. Answers the ticks that were settled, with their jobs; NULL: dropped, fired before, or none to fire.
+-- for the misfire policy. Answers the ticks that were worked off, with their jobs; NULL: dropped, fired before, or none to fire.
 CREATE FUNCTION pgqueue.tick(plans jsonb, looked_at timestamptz) RETURNS TABLE (schedule text, tick timestamptz, job_id bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
