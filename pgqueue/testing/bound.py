@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import psycopg
 
 from pgqueue.bigints import Bigints, BigintsDumper
-from pgqueue.client import AsyncClient, Client, check_copyable
+from pgqueue.client import AsyncClient, Client
 from pgqueue.connection import Database, run_on, run_on_async
+from pgqueue.copying import check_copyable
 from pgqueue.errors import DatabaseError, PgqueueError
 from pgqueue.statements import Statement
 

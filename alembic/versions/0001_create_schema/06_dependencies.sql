@@ -3,7 +3,8 @@
 
 -- Which of these upstreams have still to end (waiting), and which have ended badly where that matters (failed). Whoever ends
 -- or revives one of them later waits for our commit, and then sees the edge: live ones are locked and told that they have
--- followers, dead ones and batches are locked. One that is moving just now is looked for again. strict: an unknown id is refused.
+-- followers, dead ones and batches are locked. One that is moving just now (it ends, or is retried, between our looks at the two
+-- tables) is looked for again, in up to five rounds; mostly all are live and the first is the last. strict: an unknown id is refused.
 -- Locks: as whoever ends them takes them: jobs that may end by id, batches by id, blocked jobs by id.
 CREATE FUNCTION pgqueue.unmet(depends_on bigint[], on_dead text, strict boolean, OUT waiting bigint[], OUT failed bigint[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off SET enable_seqscan = off AS $$
