@@ -33,11 +33,21 @@ GLOSSARY: tuple[tuple[str, str, str], ...] = (
     ("payload", "The JSON value that a job carries: the task's arguments. At most 1 MiB.", "column `payload`"),
     ("queue", "A name under which jobs wait. Workers serve queues.", "column `queue`, `--queue`"),
     ("enqueue", "Insert a job. It exists exactly when the transaction commits.", "`enqueue.sql`, `pgq enqueue`"),
+    ("submit", "Enqueue, and say also whether the job is new (`created`).", "`submit.sql`, `Client.submit`"),
+    (
+        "`created`",
+        "False: another job holds the `unique_key`, and the answer is that one.",
+        "`Job.created`, `Submitted`",
+    ),
     ("priority", "0 to 9. A lower number runs first. high is 2, normal is 5, low is 8.", "column `priority`"),
     ("`run_at`", "The time from which a job may run. A later time makes it scheduled.", "column `run_at`"),
     ("`delay`", "The same, as a distance from the start of the transaction.", "option `delay`"),
     ("worker", "A process that claims jobs and runs their handlers.", "`pgq worker`, table `workers`"),
     ("slot", "Room for one running job in a worker.", "`--slots`"),
+    ("batch handler", "A handler that takes the payloads of many jobs in one call.", "`@app.task(batch=…)`"),
+    ("linger", "How long the first job of such a call may wait for others.", "`@app.task(linger=…)`"),
+    ("resource", "What handlers share: started with the worker, given to them by its type.", "`@app.resource`"),
+    ("middleware", "What lies around every run or every enqueue.", "`@app.around_run`, `@app.around_enqueue`"),
     ("handler", "The function of a task, while a worker runs it.", "`@app.task`"),
     ("claim", "Take due jobs under one new lease.", "`claim.sql`"),
     ("lease", "The right to run a batch of claimed jobs until `lease_until`.", "table `leases`"),
@@ -46,6 +56,12 @@ GLOSSARY: tuple[tuple[str, str, str], ...] = (
     ("renew", "Move `lease_until` further while a job still runs.", "`renew.sql`"),
     ("attempt", "How many times a job was claimed. Snooze and release give it back.", "column `attempt`"),
     ("`max_attempts`", "How many attempts a job has, the first included.", "column `max_attempts`"),
+    (
+        "pass",
+        "A verdict: failed, and at the end of its line until its retry.",
+        "`group_retry`, verdict in `finish.sql`",
+    ),
+    ("suspect", "A job that may be what killed its last workers: it runs in a child process.", "`claim.sql`"),
     ("finish", "Write how runs ended, many at once.", "`finish.sql`"),
     ("backoff", "The wait after a failed attempt: 2, 4, 8, 16 s and so on.", "`Exponential`, `Fixed`, `never`"),
     ("snooze", "Put a running job back for a while, without blame.", "`raise pgqueue.Snooze(…)`"),
@@ -76,18 +92,42 @@ GLOSSARY: tuple[tuple[str, str, str], ...] = (
     ("pause, resume", "Stop and restart claiming from a queue.", "`pause.sql`, `resume.sql`, `pgq queue`"),
     ("purge", "Delete waiting or dead jobs for good.", "`purge.sql`, `purge_dead.sql`"),
     ("retention", "How long each outcome stays in history.", "table `retention`, `pgq queue retention`"),
+    ("tidy", "Forget what has run out: throttles, full buckets, old batches.", "`tidy.sql`"),
     ("prune", "Make the partitions of the next days and drop those past their retention.", "`prune.sql`"),
     ("`unique_key`", "At most one live job has this key.", "column `unique_key`"),
+    (
+        "`unique_for`",
+        "How long the key is held, even when its job ends before.",
+        "option `unique_for`, table `throttles`",
+    ),
+    ("`on_conflict`", "What to do when the key is held: skip, replace or raise.", "option `on_conflict`"),
+    ("throttle", "A key that is held for a period.", "table `throttles`"),
+    ("`group_key`", "Jobs of a queue with this key run one at a time, in order.", "column `group_key`"),
+    ("line", "The waiting jobs of one `group_key`, in their order.", "column `place`"),
+    (
+        "limit",
+        "What holds a queue back: how many at once, how many starts per second.",
+        "table `queues`, `pgq queue limit`",
+    ),
+    ("`max_running`", "Jobs of a queue that run at the same time, on all workers.", "column `max_running`"),
+    ("rate, burst", "Starts per second; how many at once after a pause.", "columns `rate`, `burst`"),
+    ("bucket", "Where the starts that a rate allows are counted.", "table `buckets`"),
+    ("ageing", "How much waiting is worth one step of priority.", "column `ageing`"),
     ("schedule", "A row that makes a job at certain times.", "table `schedules`, `pgq schedule`"),
-    ("tick", "One such time. It has one job.", "table `ticks`, `tick.sql`, `job.tick`"),
+    ("tick", "One such time. It has one job, or none where a policy says so.", "table `ticks`, `tick.sql`, `job.tick`"),
     ("misfire", "What is done about ticks that came while no worker was there.", "column `misfire`"),
+    ("grace", "How late a tick may be and still count as on time.", "column `grace`"),
+    (
+        "declare",
+        "Say in code that a task has a schedule. A worker writes it.",
+        "`@app.schedule`, `declare_schedules.sql`",
+    ),
     ("overlap", "Whether a tick fires while the job of an earlier one is live.", "column `overlap`"),
     ("backfill", "Enqueue the ticks of the past that have not fired.", "`backfill.sql`, `pgq schedule backfill`"),
-    ("mark", "Where a worker's next claim begins to look. In memory only.", "`worker/claimer.py`"),
+    ("lane", "The jobs of one queue and one priority, in the order in which they are claimed.", "`claim.sql`"),
+    ("mark", "Where a worker's next claim begins to look in a lane. In memory only.", "`worker/marks.py`"),
     ("bell", "How an enqueue wakes an idle worker: an advisory lock and NOTIFY.", "`worker/bell.py`"),
 )
-
-RESERVED = "`group_key`"
 
 
 def pages() -> dict[Path, str]:
@@ -120,7 +160,6 @@ def _glossary() -> Iterator[str]:
     yield "| word | meaning | where |\n|---|---|---|\n"
     for word, meaning, where in GLOSSARY:
         yield f"| {word} | {meaning} | {where} |\n"
-    yield f"\nReserved for later versions: {RESERVED}.\n"
 
 
 # -- errors ----------------------------------------------------------------------------------------------------------

@@ -162,10 +162,12 @@ class App:
             expression: five or six cron fields (six begin with seconds), ``@hourly`` and the like, or ``every 90s``.
             options: ``name``: default the task's. ``tz``: where the times are meant; default UTC. ``payload``: the
                 task's arguments as a dict (of a raw task: its payload). ``misfire``, ``grace``, ``overlap``: see
-                :class:`pgqueue.ScheduleSpec`. ``queue``, ``priority``, ``max_attempts``, ``timeout``: as the task's.
+                :class:`pgqueue.ScheduleSpec`. ``queue``, ``priority``, ``max_attempts``, ``timeout``,
+                ``unique_key``, ``group_key``: as the task's.
 
         Raises:
-            InvalidScheduleError: the expression, zone or a policy has no meaning, it never ticks, or the name is taken.
+            InvalidScheduleError: the expression, zone or a policy has no meaning, it never ticks, the name is taken,
+                or an option is none of these.
             InvalidPayloadError: the payload does not fit the task's signature.
         """
 
@@ -243,19 +245,35 @@ class App:
 
     async def enqueue_many(self, jobs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None) -> list[Job]:
         """Enqueue many jobs in one round trip, all or none; see :meth:`pgqueue.Client.enqueue_many`."""
-        if self.middleware.wraps_enqueues:
-            async with self.middleware.around_enqueue_async(list(jobs)) as sending:
-                sending.ids = await self.aclient.enqueue_many(sending.specs, copy=copy, connection=connection)
-            return [Job(job_id, self) for job_id in sending.ids]
-        return [Job(job_id, self) for job_id in await self.aclient.enqueue_many(jobs, copy=copy, connection=connection)]
+        if not self.middleware.wraps_enqueues:
+            return await self._write(list(jobs), copy, connection)
+        async with self.middleware.around_enqueue_async(list(jobs)) as sending:
+            handles = await self._write(sending.specs, copy, connection)
+            sending.ids = [job.id for job in handles]
+        return handles
+
+    async def _write(self, specs: list[JobSpec], copy: bool, connection: Any) -> list[Job]:
+        if copy:
+            return [
+                Job(each, self) for each in await self.aclient.enqueue_many(specs, copy=True, connection=connection)
+            ]
+        answers = await self.aclient.submit_many(specs, connection=connection)
+        return [Job(answer.id, self, created=answer.created) for answer in answers]
 
     def enqueue_many_sync(self, jobs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None) -> list[Job]:
         """The same for sync code."""
-        if self.middleware.wraps_enqueues:
-            with self.middleware.around_enqueue(list(jobs)) as sending:
-                sending.ids = self.client.enqueue_many(sending.specs, copy=copy, connection=connection)
-            return [Job(job_id, self) for job_id in sending.ids]
-        return [Job(job_id, self) for job_id in self.client.enqueue_many(jobs, copy=copy, connection=connection)]
+        if not self.middleware.wraps_enqueues:
+            return self._write_sync(list(jobs), copy, connection)
+        with self.middleware.around_enqueue(list(jobs)) as sending:
+            handles = self._write_sync(sending.specs, copy, connection)
+            sending.ids = [job.id for job in handles]
+        return handles
+
+    def _write_sync(self, specs: list[JobSpec], copy: bool, connection: Any) -> list[Job]:
+        if copy:
+            return [Job(each, self) for each in self.client.enqueue_many(specs, copy=True, connection=connection)]
+        answers = self.client.submit_many(specs, connection=connection)
+        return [Job(answer.id, self, created=answer.created) for answer in answers]
 
     def workflow(self, name: str | None = None) -> Workflow:
         """A workflow to add jobs to, each after those that it depends on; nothing is written yet."""

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import math
-import struct
-from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, TypedDict, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
 import psycopg
 
 from pgqueue import statements
 from pgqueue.connection import Database, run, run_async, run_on, run_on_async, translated
+from pgqueue.copying import check_copyable, copy_blocks, due_queues
 from pgqueue.durations import Duration, parse_duration
 from pgqueue.errors import (
     BatchNotFoundError,
@@ -28,15 +27,14 @@ from pgqueue.sql import load
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
+    from datetime import datetime, timedelta
     from typing import Unpack
 
     from pgqueue.schedule import ScheduleRecord, ScheduleSpec
     from pgqueue.statements import BatchRecord, QueueSettings, QueueStats, Statement, Submitted, WorkerRecord
 
 T = TypeVar("T")
-_CHUNK: Final = 5_000
-_EPOCH: Final = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class Client:
@@ -142,7 +140,7 @@ class Client:
 
         Raises:
             JobNotFoundError: there is no such job.
-            JobStateError: it has already ended.
+            JobStateError: it is completed or dead already.
         """
         return check_cancelled(job_id, self._run(statements.cancel(job_id, schema=self.schema), connection))
 
@@ -265,7 +263,8 @@ class Client:
     ) -> list[int]:
         """Enqueue a job for each past tick from ``start`` up to ``end`` (None: now) that has not fired.
 
-        Answers their ids. It asks no policy, nor whether the schedule is paused; to repeat it is harmless.
+        Answers their ids. It asks no policy, nor whether the schedule is paused. What has fired is known for 30 days;
+        a tick that fired before that is enqueued again.
 
         Raises:
             ScheduleNotFoundError: there is no such schedule.
@@ -288,7 +287,7 @@ class Client:
             with cursor.copy(load("copy_jobs", self.schema)) as copy:
                 for block in copy_blocks(specs, ids, now):
                     copy.write(block)
-            run(connection, statements.ring(due_queues(specs), schema=self.schema))
+            run(connection, statements.ring(due_queues(specs, now), schema=self.schema))
         return ids
 
 
@@ -496,7 +495,7 @@ class AsyncClient:
                 async with cursor.copy(load("copy_jobs", self.schema)) as copy:
                     for block in copy_blocks(specs, ids, now):
                         await copy.write(block)
-                await run_async(connection, statements.ring(due_queues(specs), schema=self.schema))
+                await run_async(connection, statements.ring(due_queues(specs, now), schema=self.schema))
         return ids
 
 
@@ -597,72 +596,3 @@ def check_batch(batch_id: int, answer: T | None) -> T:
     if answer is None:
         raise BatchNotFoundError(batch_id)
     return answer
-
-
-# -- COPY ------------------------------------------------------------------------------------------------------------
-
-
-def check_copyable(specs: Sequence[JobSpec], connection: Any, kind: type) -> None:
-    """COPY needs psycopg's own connection, and can't answer a conflict with the existing id."""
-    if connection is not None and not isinstance(connection, kind):
-        raise TypeError(f"copy=True needs a psycopg {kind.__name__}, not a {type(connection).__name__}")
-    for nth, spec in enumerate(specs):
-        if spec.unique_key is not None or spec.depends_on:
-            raise InvalidJobError(f"job {nth}: unique_key and depends_on do not go together with copy=True")
-
-
-def due_queues(specs: Sequence[JobSpec]) -> list[str]:
-    """The queues whose workers a batch is to wake."""
-    return list({spec.queue for spec in specs})
-
-
-def copy_blocks(specs: Sequence[JobSpec], ids: Sequence[int], now: datetime) -> Iterator[bytes]:
-    """The rows in COPY's binary format (PostgreSQL manual, COPY, Binary Format), a block at a time.
-
-    Written by hand because it costs a fifth of building each row from adapted values. What stands around the payload is
-    the same for most rows of a block.
-    """
-    yield b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)
-    for begin in range(0, len(specs), _CHUNK):
-        known: dict[object, tuple[bytes, bytes]] = {}
-        block: list[bytes] = []
-        for spec, job_id in zip(specs[begin : begin + _CHUNK], ids[begin : begin + _CHUNK], strict=True):
-            kind = (
-                spec.task, spec.queue, spec.priority, spec.run_at, spec.delay, spec.max_attempts, spec.timeout,
-                spec.meta, spec.group_key,
-            )  # fmt: skip
-            around = known.get(kind)
-            if around is None:
-                around = known[kind] = _text(spec.task), _after_payload(spec, now)
-            payload = spec.payload.encode()
-            block += (
-                struct.pack("!hiq", 11, 8, job_id), around[0],
-                struct.pack("!ib", len(payload) + 1, 1), payload, around[1],
-            )  # fmt: skip
-        yield b"".join(block)
-    yield struct.pack("!h", -1)
-
-
-def _after_payload(spec: JobSpec, now: datetime) -> bytes:
-    run_at = spec.run_at or (now if spec.delay is None else now + spec.delay)
-    meta = None if spec.meta is None else spec.meta.encode()
-    return b"".join((
-        _text(spec.queue),
-        struct.pack("!ihiqih", 2, spec.priority, 8, _microseconds(run_at - _EPOCH), 2, spec.max_attempts),
-        _NULL if spec.timeout is None else struct.pack("!iqii", 16, _microseconds(spec.timeout), 0, 0),
-        _NULL,  # unique_key
-        _NULL if meta is None else struct.pack("!ib", len(meta) + 1, 1) + meta,
-        _NULL if spec.group_key is None else _text(spec.group_key),
-    ))  # fmt: skip
-
-
-def _text(value: str) -> bytes:
-    data = value.encode()
-    return struct.pack("!i", len(data)) + data
-
-
-_NULL: Final = struct.pack("!i", -1)
-
-
-def _microseconds(delta: timedelta) -> int:
-    return delta // timedelta(microseconds=1)

@@ -60,13 +60,19 @@ class JobExistsError(PgqueueError):
         super().__init__(message)
         self.job_id = job_id
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.job_id)
 
-class BatchNotFoundError(PgqueueError):
+
+class BatchNotFoundError(PgqueueError, LookupError):
     """There is no such batch."""
 
     def __init__(self, batch_id: int) -> None:
         super().__init__(f"there is no batch {batch_id}")
         self.batch_id = batch_id
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.batch_id,)
 
 
 class JobStateError(PgqueueError):

@@ -12,9 +12,9 @@ import orjson
 
 from pgqueue import statements
 from pgqueue.connection import run, run_async
-from pgqueue.durations import Duration, format_duration, parse_duration
 from pgqueue.errors import InvalidJobError, JobFailedError, LeaseLostError, PgqueueError, ResultTimeoutError
 from pgqueue.outcome import completed, dump_result
+from pgqueue.patience import length, looks
 from pgqueue.run import BatchRun, Run, current_run
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import psycopg
 
     from pgqueue.app import App
+    from pgqueue.durations import Duration
     from pgqueue.job import JobRecord
 
 _FIRST_LOOK: Final = 0.01
@@ -78,12 +79,12 @@ class Job:
             ResultTimeoutError: it has not ended in time; it goes on.
             JobNotFoundError: there is no such job.
         """
-        for pause in self._looks(timeout):
+        for pause in looks(timeout, _FIRST_LOOK, _SLOWEST_LOOK):
             record = await self.refresh()
             if record.finished:
                 return _result_of(record)
             await asyncio.sleep(pause)
-        raise ResultTimeoutError(f"job {self.id} has not finished within {_length(timeout)}")
+        raise ResultTimeoutError(f"job {self.id} has not finished within {length(timeout)}")
 
     def refresh_sync(self) -> JobRecord:
         """See :meth:`refresh`."""
@@ -99,21 +100,12 @@ class Job:
 
     def result_sync(self, timeout: Duration | None = None) -> Any:
         """See :meth:`result`."""
-        for pause in self._looks(timeout):
+        for pause in looks(timeout, _FIRST_LOOK, _SLOWEST_LOOK):
             record = self.refresh_sync()
             if record.finished:
                 return _result_of(record)
             time.sleep(pause)
-        raise ResultTimeoutError(f"job {self.id} has not finished within {_length(timeout)}")
-
-    def _looks(self, timeout: Duration | None) -> Iterator[float]:
-        """The pauses between looks: short at first, then half a second; ends when the time is over."""
-        end = None if timeout is None else time.monotonic() + parse_duration(timeout, "timeout").total_seconds()
-        pause = _FIRST_LOOK
-        while end is None or time.monotonic() < end:
-            yield pause if end is None else max(0.0, min(pause, end - time.monotonic()))
-            pause = min(pause * 1.5, _SLOWEST_LOOK)
-        yield 0
+        raise ResultTimeoutError(f"job {self.id} has not finished within {length(timeout)}")
 
     # -- inside its handler ------------------------------------------------------------------------------------------
 
@@ -271,10 +263,6 @@ def current_job() -> Job:
     if isinstance(run, BatchRun):
         raise PgqueueError(f"{run.task!r} runs a batch of jobs; give its function a parameter annotated pgqueue.Jobs")
     return Job(run.id, run.app, run)
-
-
-def _length(timeout: Duration | None) -> str:
-    return format_duration(parse_duration(timeout or 0, "timeout"))
 
 
 def _results(records: list[JobRecord]) -> dict[int, Any]:

@@ -20,7 +20,7 @@ DEFAULT_QUEUE: Final = "default"
 DEFAULT_PRIORITY: Final = 5
 DEFAULT_MAX_ATTEMPTS: Final = 10
 MAX_PAYLOAD_BYTES: Final = 1024 * 1024
-MAX_META_BYTES: Final = 32 * 1024
+MAX_META_BYTES: Final = 32 * 1024  # as text; the database takes 64 KiB as jsonb, which may be larger than its text
 MAX_NAME_LENGTH: Final = 128
 MAX_KEY_LENGTH: Final = 512
 MOST_ATTEMPTS: Final = 32_767
@@ -139,6 +139,8 @@ class JobSpec:
         spec = replace(self, **{name: getattr(checked, name) for name in options})
         if spec.delay is not None and spec.run_at is not None:
             raise InvalidJobError("say delay or run_at, not both")
+        if spec.unique_for is not None and spec.unique_key is None:
+            raise InvalidJobError("unique_for needs a unique_key")
         return spec
 
     def with_meta(self, **more: Any) -> Self:

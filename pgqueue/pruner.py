@@ -1,4 +1,4 @@
-"""The pruner: keeps tomorrow's partitions of history ready and drops those past their retention."""
+"""The pruner: keeps tomorrow's partitions of history, drops those past their retention, forgets what has run out."""
 
 from __future__ import annotations
 
@@ -22,5 +22,5 @@ async def prune(database: Runner, schema: str) -> list[str]:
 
 
 async def tidy(database: Runner, schema: str) -> None:
-    """Forget throttles and token buckets that have run out."""
+    """Forget what has run out: throttles, full token buckets, batches without history, edges to jobs that are gone."""
     await database.arun(statements.tidy(schema=schema))

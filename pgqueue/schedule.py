@@ -50,6 +50,8 @@ class ScheduleOptions(TypedDict, total=False):
     priority: int | str
     max_attempts: int
     timeout: Duration | None
+    unique_key: str | None
+    group_key: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,11 +132,17 @@ class ScheduleSpec:
         grace: Duration = DEFAULT_GRACE,
         overlap: str = "allow",
     ) -> Self:
-        """The schedule of a job that was checked already; raises as :meth:`make` does."""
+        """The schedule of a job that was checked already; raises as :meth:`make` does.
+
+        Its ``unique_for`` and ``on_conflict`` are left out: a tick is dropped while a live job holds the key.
+        """
         try:
             check_text(name, "schedule's name", MAX_NAME_LENGTH)
         except InvalidJobError as error:
             raise InvalidScheduleError(str(error)) from None
+        for option in ("delay", "run_at", "meta", "depends_on"):
+            if getattr(job, option):
+                raise InvalidScheduleError(f"schedule {name!r}: its jobs can't have {option}")
         known = isinstance(expression, str) and isinstance(tz, str)
         times = (timetable if known else Timetable)(expression, tz)  # which says what is wrong
         return cls(

@@ -44,13 +44,13 @@ class Looked:
     Attributes:
         fired: the ticks, with their jobs.
         wait: seconds until something is due, None: nothing within the horizon.
-        settled: how many schedules got their next tick here.
+        moved: how many schedules got their next tick here.
         lost: one that was due did not: another worker is at it, or somebody edits it.
     """
 
     fired: list[tuple[str, datetime, int]] = field(default_factory=list)
     wait: float | None = None
-    settled: int = 0
+    moved: int = 0
     lost: bool = False
 
 
@@ -98,6 +98,13 @@ async def declare(database: Runner, schema: str, specs: Iterable[ScheduleSpec]) 
 class Scheduler:
     """A worker's scheduler: :meth:`look` is its loop's body, and ``edited`` makes the loop look sooner.
 
+    Every worker would come to a tick at the same moment, and all but one for nothing. So who was first the last time
+    comes on time again, and who was not comes a little later (``_BEHIND``) and finds it done; if it is not done, the
+    first one is gone, and one of the others takes its place. Who found a row held by another looks again after a
+    random pause that doubles (``_AGAIN``), since that other may fail. Nothing of this is needed for a tick to fire
+    once: that the row decides. While a tick is near, the looks go through a connection of their own (``own``), where
+    no sweep of this worker can make them late.
+
     Args:
         quiet: the connection to look through while nothing is near.
         own: one that nobody else makes wait, for when something is.
@@ -128,18 +135,18 @@ class Scheduler:
             self._undeclared = []
         looked = await tick(self._own if self._near else self._quiet, self._schema, self._troubled)
         self._near = looked.wait is not None
-        if looked.lost or looked.settled:
+        if looked.lost or looked.moved:
             self._behind = random.uniform(*_BEHIND) if looked.lost else 0.0  # noqa: S311
         longest = HORIZON.total_seconds() if self._hears() else _DEAF
         if looked.lost:
-            self._losses = 0 if looked.settled else min(self._losses + 1, _MOST_LOSSES)
+            self._losses = 0 if looked.moved else min(self._losses + 1, _MOST_LOSSES)
             return random.uniform(0, _AGAIN * 2**self._losses)  # noqa: S311 - not all at once again
         self._losses = 0
         return longest if looked.wait is None else min(looked.wait + self._behind, longest)
 
 
 def _due(waiting: Sequence[Waiting], troubled: dict[tuple[str, str, str], float], looked: Looked) -> list[Waiting]:
-    """Those to be settled now; sets when the next of the others is due."""
+    """Those whose next tick is to be worked out or fired now; sets when the next of the others is due."""
     due = []
     for one in waiting:
         if one.next_tick is not None and one.next_tick > one.now:
@@ -179,7 +186,7 @@ async def _fire(
 ) -> None:  # fmt: skip
     """In one transaction; when it is refused, one for each schedule, so that a broken one does not stop the others."""
     try:
-        settled = await database.arun(statements.tick(plans, looked_at, schema=schema))
+        landed = await database.arun(statements.tick(plans, looked_at, schema=schema))
     except (psycopg.Error, DatabaseError, InvalidJobError) as error:
         if isinstance(error, _NOT_ITS_FAULT):
             raise
@@ -192,10 +199,10 @@ async def _fire(
         troubled[broken.name, broken.expression, broken.time_zone] = time.monotonic() + _AFTER_FAILURE
         _wait(looked, _AFTER_FAILURE)
         return
-    names = {name for name, _, _ in settled}
-    looked.settled += len(names)
+    names = {name for name, _, _ in landed}
+    looked.moved += len(names)
     looked.lost = looked.lost or len(names) < len(plans)
-    for name, moment, job_id in settled:
+    for name, moment, job_id in landed:
         if moment is not None and job_id is not None:
             looked.fired.append((name, moment, job_id))
             log.info("schedule %s: tick of %s", name, moment, extra={"job_id": job_id})

@@ -394,7 +394,7 @@ def due_schedules(horizon: timedelta, *, schema: str) -> Statement[list[Waiting]
 def tick(
     plans: Sequence[Plan], looked_at: datetime, *, schema: str
 ) -> Statement[list[tuple[str, datetime | None, int | None]]]:
-    """Fire what is due; answers (schedule, tick, job id) of what was settled here and not by another worker."""
+    """Fire what is due; answers (schedule, tick, job id) of what was worked off here and not by another worker."""
     params = {"plans": orjson.dumps([plan.as_dict() for plan in plans]).decode(), "looked_at": looked_at}
     return Statement(load("tick", schema), params, lambda rows: [(row[0], row[1], row[2]) for row in rows])
 
@@ -531,7 +531,7 @@ def prune(*, schema: str) -> Statement[list[str]]:
 
 
 def tidy(*, schema: str) -> Statement[None]:
-    """Forget throttles and token buckets that have run out."""
+    """Forget what has run out: throttles, full token buckets, batches without history, edges to jobs that are gone."""
     return Statement(load("tidy", schema), None, _nothing)
 
 

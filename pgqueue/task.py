@@ -14,7 +14,7 @@ from pgqueue.backoff import Backoff, Exponential
 from pgqueue.errors import InvalidJobError, InvalidPayloadError, InvalidScheduleError
 from pgqueue.handle import Job
 from pgqueue.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_QUEUE, JobSpec, parse_timeout
-from pgqueue.schedule import ScheduleSpec
+from pgqueue.schedule import ScheduleOptions, ScheduleSpec
 from pgqueue.signature import Arguments
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from pgqueue.app import App
     from pgqueue.durations import Duration
     from pgqueue.run import Run
-    from pgqueue.schedule import ScheduleOptions
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -155,6 +154,8 @@ class Task(Generic[P, R]):
         """Declare that it runs at the times of an expression; see :meth:`pgqueue.App.schedule`."""
         given: dict[str, Any] = dict(options)
         name, payload = given.pop("name", self.name), given.pop("payload", {})
+        if unknown := sorted(given.keys() - ScheduleOptions.__annotations__.keys()):
+            raise InvalidScheduleError(f"schedule {name!r}: {unknown[0]} is not an option of a schedule")
         policy = {word: given.pop(word) for word in ("tz", "misfire", "grace", "overlap") if word in given}
         call: Any = Call(self).options(**given)
         if not self.arguments.raw and not isinstance(payload, dict):
@@ -210,7 +211,8 @@ class Keys:
         """What one call's job gets."""
         if not self._keys:
             return self._fixed
-        return {**self._fixed, **{name: self._make(key, payload, args, kwargs) for name, key in self._keys.items()}}
+        keys = {name: self._make(key, payload, args, kwargs) for name, key in self._keys.items()}
+        return keys if keys.get("unique_key") is None else {**self._fixed, **keys}  # what is fixed is about that key
 
     def _make(self, key: Any, payload: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if key is all_arguments:

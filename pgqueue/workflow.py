@@ -6,15 +6,16 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from pgqueue.durations import Duration, format_duration, parse_duration
 from pgqueue.errors import InvalidJobError, ResultTimeoutError
 from pgqueue.handle import Job
 from pgqueue.job import MAX_NAME_LENGTH, check_text
+from pgqueue.patience import length, looks
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
     from pgqueue.app import App
+    from pgqueue.durations import Duration
     from pgqueue.job import JobSpec
     from pgqueue.statements import BatchRecord, Submitted
 
@@ -185,12 +186,12 @@ class Batch:
 
     async def wait(self, timeout: Duration | None = None) -> BatchRecord:  # noqa: ASYNC109 - it is the wait's length
         """Wait until every job has ended, well or not; raises ResultTimeoutError."""
-        for pause in _looks(timeout):
+        for pause in looks(timeout, _FIRST_LOOK, _SLOWEST_LOOK):
             record = await self.refresh()
             if record.finished:
                 return record
             await asyncio.sleep(pause)
-        raise ResultTimeoutError(f"batch {self.id} has not ended within {_length(timeout)}")
+        raise ResultTimeoutError(f"batch {self.id} has not ended within {length(timeout)}")
 
     def refresh_sync(self) -> BatchRecord:
         """See :meth:`refresh`."""
@@ -202,12 +203,12 @@ class Batch:
 
     def wait_sync(self, timeout: Duration | None = None) -> BatchRecord:
         """See :meth:`wait`."""
-        for pause in _looks(timeout):
+        for pause in looks(timeout, _FIRST_LOOK, _SLOWEST_LOOK):
             record = self.refresh_sync()
             if record.finished:
                 return record
             time.sleep(pause)
-        raise ResultTimeoutError(f"batch {self.id} has not ended within {_length(timeout)}")
+        raise ResultTimeoutError(f"batch {self.id} has not ended within {length(timeout)}")
 
 
 def chain(app: App, jobs: Iterable[JobSpec], name: str | None = None) -> Workflow:
@@ -223,16 +224,3 @@ def _followers(then: list[JobSpec], batch_id: int, jobs: list[Submitted]) -> lis
     """After the batch, and after those of its jobs that were there before: they belong to no new batch."""
     before = [job.id for job in jobs if not job.created]
     return [spec.changed(depends_on=(*spec.depends_on, batch_id, *before)) for spec in then]
-
-
-def _looks(timeout: Duration | None) -> Iterator[float]:
-    end = None if timeout is None else time.monotonic() + parse_duration(timeout, "timeout").total_seconds()
-    pause = _FIRST_LOOK
-    while end is None or time.monotonic() < end:
-        yield pause if end is None else max(0.0, min(pause, end - time.monotonic()))
-        pause = min(pause * 1.5, _SLOWEST_LOOK)
-    yield 0
-
-
-def _length(timeout: Duration | None) -> str:
-    return format_duration(parse_duration(timeout or 0, "timeout"))

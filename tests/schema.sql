@@ -917,7 +917,7 @@ DECLARE
 BEGIN
     IF unique_key IS NOT NULL OR group_key IS NOT NULL OR depends_on IS NOT NULL OR unique_for IS NOT NULL
        OR on_conflict IS DISTINCT FROM 'skip' OR on_dead IS DISTINCT FROM 'cancel' THEN
-        SELECT s.id INTO new_id FROM pgqueue.submit(task, payload, queue, priority, delay, run_at, max_attempts, timeout, unique_key,
+        SELECT s.id INTO new_id FROM pgqueue.submit_one(task, payload, queue, priority, delay, run_at, max_attempts, timeout, unique_key,
             meta, group_key, unique_for, on_conflict, depends_on, on_dead) s;
         RETURN new_id;
     END IF;
@@ -969,7 +969,7 @@ BEGIN
     IF tick IS NULL OR EXISTS (SELECT FROM pgqueue.ticks t WHERE t.schedule = due.name AND t.tick = fire.tick) THEN
         RETURN NULL;
     END IF;
-    SELECT s.id, s.created INTO job FROM pgqueue.submit(
+    SELECT s.id, s.created INTO job FROM pgqueue.submit_one(
         task => due.task, payload => due.payload, queue => due.queue, priority => due.priority::integer,
         max_attempts => due.max_attempts::integer, timeout => due.timeout, unique_key => unique_key, group_key => due.group_key,
         meta => jsonb_build_object('schedule', due.name, 'tick', tick) || note) s;
@@ -1011,7 +1011,9 @@ CREATE OR REPLACE FUNCTION pgqueue.grow_batch(batch_id bigint, by integer)
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 BEGIN
-    UPDATE pgqueue.batches b SET total = b.total + grow_batch.by WHERE b.id = grow_batch.batch_id AND b.finished_at IS NULL;
+    UPDATE pgqueue.batches b SET total = b.total + grow_batch.by,
+        finished_at = CASE WHEN b.total + grow_batch.by BETWEEN 1 AND b.completed + b.dead + b.cancelled THEN now() END
+    WHERE b.id = grow_batch.batch_id AND (b.finished_at IS NULL OR b.created_at = now());
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('there is no unfinished batch %s', grow_batch.batch_id);
     END IF;
@@ -1309,9 +1311,12 @@ DECLARE
     linked bigint[];
     complete bigint[];
 BEGIN
-    PERFORM FROM pgqueue.batches b WHERE b.id IN (  -- as in cancel
+    -- Locks as in cancel_batch: what may run, the batches, what is blocked.
+    PERFORM FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.state = 'available' ORDER BY j.id FOR UPDATE;
+    PERFORM FROM pgqueue.batches b WHERE b.id IN (
         SELECT j.batch_id FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.batch_id IS NOT NULL AND j.state = 'blocked')
     ORDER BY b.id FOR NO KEY UPDATE;
+    PERFORM FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.state = 'blocked' ORDER BY j.id FOR UPDATE;
     WITH gone AS (
         DELETE FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.state IN ('available', 'blocked')
         RETURNING j.id, j.batch_id, j.has_followers, j.depends_on
@@ -1744,108 +1749,18 @@ AS $function$
 $function$;
 -- pgqueue.starters(pgqueue.queues,text[],text,jsonb,timestamp with time zone,integer)
 
-CREATE OR REPLACE FUNCTION pgqueue.submit(task text, payload jsonb DEFAULT '{}'::jsonb, queue text DEFAULT 'default'::text, priority integer DEFAULT 5, delay interval DEFAULT NULL::interval, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, max_attempts integer DEFAULT 10, timeout interval DEFAULT NULL::interval, unique_key text DEFAULT NULL::text, meta jsonb DEFAULT NULL::jsonb, group_key text DEFAULT NULL::text, unique_for interval DEFAULT NULL::interval, on_conflict text DEFAULT 'skip'::text, depends_on bigint[] DEFAULT NULL::bigint[], on_dead text DEFAULT 'cancel'::text, batch_id bigint DEFAULT NULL::bigint, many boolean DEFAULT false, siblings bigint[] DEFAULT NULL::bigint[], OUT id bigint, OUT created boolean)
+CREATE OR REPLACE FUNCTION pgqueue.submit(task text, payload jsonb DEFAULT '{}'::jsonb, queue text DEFAULT 'default'::text, priority integer DEFAULT 5, delay interval DEFAULT NULL::interval, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, max_attempts integer DEFAULT 10, timeout interval DEFAULT NULL::interval, unique_key text DEFAULT NULL::text, meta jsonb DEFAULT NULL::jsonb, group_key text DEFAULT NULL::text, unique_for interval DEFAULT NULL::interval, on_conflict text DEFAULT 'skip'::text, depends_on bigint[] DEFAULT NULL::bigint[], on_dead text DEFAULT 'cancel'::text, batch_id bigint DEFAULT NULL::bigint, OUT id bigint, OUT created boolean)
  RETURNS record
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 #variable_conflict use_variable
-DECLARE
-    due timestamptz := pgqueue.due(delay, run_at);
-    unmet bigint[];
-    failed bigint[];
-    holder record;
 BEGIN
-    IF pgqueue.acceptable(task, payload, queue, priority, due, max_attempts, timeout, unique_key, meta) IS NOT TRUE THEN
-        PERFORM pgqueue.reject(task, payload, queue, priority, delay, run_at, max_attempts, timeout, unique_key, meta);
-    END IF;
-    PERFORM pgqueue.check_options(unique_key, unique_for, on_conflict, group_key, depends_on, on_dead);
-    IF cardinality(depends_on) > 0 THEN
-        SELECT u.waiting || u.failed, u.failed INTO unmet, failed FROM pgqueue.unmet(depends_on, on_dead, strict => true) u;
-    END IF;
-    IF batch_id IS NOT NULL THEN
-        IF NOT many THEN
-            PERFORM pgqueue.grow_batch(batch_id, 1);
-        END IF;
-        IF unmet <> '{}' THEN
-            PERFORM pgqueue.refuse_cycle(batch_id, unmet);
-        END IF;
-    END IF;
-    IF siblings <> '{}' THEN
-        PERFORM pgqueue.check_options(NULL, NULL, 'skip', NULL, coalesce(depends_on, '{}') || siblings, 'cancel') WHERE cardinality(siblings) > 100;
-        unmet := coalesce(unmet, '{}') || siblings;
-        depends_on := coalesce(depends_on, '{}') || siblings;
-    END IF;
-    created := true;
-    LOOP
-        INSERT INTO pgqueue.jobs AS j (task, payload, queue, priority, run_at, due_at, state, pending, max_attempts, timeout, meta,
-            unique_key, group_key, batch_id, depends_on, has_followers)
-        VALUES (task, payload, queue, priority,
-            CASE WHEN unmet <> '{}' THEN 'infinity' ELSE due END, CASE WHEN unmet <> '{}' THEN due END,
-            CASE WHEN unmet <> '{}' THEN 'blocked' ELSE 'available' END::pgqueue.job_state, nullif(cardinality(unmet), 0),
-            max_attempts, timeout, meta, unique_key, group_key, batch_id, nullif(depends_on, '{}'), many)
-        ON CONFLICT DO NOTHING
-        RETURNING j.id INTO id;
-        IF id IS NOT NULL AND unique_for IS NOT NULL THEN
-            INSERT INTO pgqueue.throttles AS t VALUES (unique_key, id, '-infinity', clock_timestamp() + unique_for)
-            ON CONFLICT ON CONSTRAINT throttles_pkey DO UPDATE SET job_id = excluded.job_id, since = excluded.since, until = excluded.until
-            WHERE t.until <= clock_timestamp();
-            IF NOT FOUND THEN  -- an earlier job of this period has ended, and the key is still held
-                SELECT t.job_id, t.until INTO holder FROM pgqueue.throttles t WHERE t.unique_key = submit.unique_key;
-                IF on_conflict = 'replace' THEN
-                    UPDATE pgqueue.jobs j SET run_at = greatest(j.run_at, holder.until), due_at = greatest(j.due_at, holder.until)
-                    WHERE j.id = submit.id;
-                    due := greatest(due, holder.until);
-                    UPDATE pgqueue.throttles t SET job_id = submit.id, since = holder.until, until = holder.until + unique_for
-                    WHERE t.unique_key = submit.unique_key;
-                ELSE
-                    DELETE FROM pgqueue.jobs j WHERE j.id = submit.id;
-                    id := holder.job_id;
-                    created := false;
-                END IF;
-            END IF;
-        END IF;
-        EXIT WHEN id IS NOT NULL;
-        IF on_conflict = 'replace' THEN
-            SELECT greatest(due, t.since) AS due, t.job_id INTO holder FROM pgqueue.throttles t WHERE t.unique_key = submit.unique_key;
-            UPDATE pgqueue.jobs j SET task = submit.task, payload = submit.payload, queue = submit.queue, priority = submit.priority,
-                max_attempts = greatest(submit.max_attempts, j.attempt + 1), timeout = submit.timeout, meta = submit.meta,
-                group_key = submit.group_key, place = CASE WHEN j.group_key = submit.group_key THEN j.place END,
-                run_at = CASE WHEN j.state = 'blocked' THEN j.run_at WHEN j.id = holder.job_id THEN holder.due ELSE due END,
-                due_at = CASE WHEN j.state <> 'blocked' THEN NULL WHEN j.id = holder.job_id THEN holder.due ELSE due END
-            WHERE j.unique_key = submit.unique_key AND j.state <> 'running'
-            RETURNING j.id INTO id;
-            IF id IS NULL THEN
-                UPDATE pgqueue.jobs j SET unique_key = NULL WHERE j.unique_key = submit.unique_key AND j.state = 'running';
-            END IF;
-        ELSE
-            SELECT j.id INTO id FROM pgqueue.jobs j WHERE j.unique_key = submit.unique_key;
-        END IF;
-        created := id IS NULL;  -- NULL: the holder ended, or has just given up its key: try again
-        EXIT WHEN id IS NOT NULL;
-    END LOOP;
-    IF NOT created THEN
-        IF batch_id IS NOT NULL AND NOT many THEN  -- a job that was there before belongs to no new batch
-            PERFORM pgqueue.grow_batch(batch_id, -1);
-        END IF;
-        IF on_conflict = 'raise' THEN
-            RAISE EXCEPTION USING ERRCODE = 'unique_violation', DETAIL = id::text,
-                MESSAGE = format('job %s holds the unique_key %L', id, unique_key);
-        ELSIF on_conflict = 'skip' THEN
-            RETURN;
-        END IF;
-    ELSIF unmet <> '{}' THEN
-        INSERT INTO pgqueue.dependencies SELECT u, id, on_dead FROM unnest(unmet) u;
-        IF failed <> '{}' AND on_dead = 'cancel' THEN  -- one that is dead already decides at once
-            PERFORM pgqueue.resolve(failed);
-        END IF;
-    END IF;
-    IF due <= now() + interval '1 minute' AND coalesce(unmet, '{}') = '{}' THEN
-        PERFORM pgqueue.ring(queue);
-    END IF;
+    SELECT s.id, s.created INTO id, created FROM pgqueue.submit_one(task, payload, queue, priority, delay, run_at, max_attempts, timeout,
+        unique_key, meta, group_key, unique_for, on_conflict, depends_on, on_dead, batch_id) s;
 END $function$;
--- pgqueue.submit(text,jsonb,text,integer,interval,timestamp with time zone,integer,interval,text,jsonb,text,interval,text,bigint[],text,bigint,boolean,bigint[])
+-- pgqueue.submit(text,jsonb,text,integer,interval,timestamp with time zone,integer,interval,text,jsonb,text,interval,text,bigint[],text,bigint)
     GRANT X TO pgqueue_admin
     GRANT X TO pgqueue_producer
     GRANT X TO pgqueue_worker
@@ -1865,6 +1780,7 @@ DECLARE
     siblings bigint[];
     many boolean := submit_each.batch_id IS NOT NULL OR jsonb_path_exists(submit_each.jobs, '$[*].after');
     duplicates integer := 0;
+    more text;
 BEGIN
     IF submit_each.batch_id IS NULL THEN
         PERFORM pgqueue.lock_upstream(submit_each.jobs);
@@ -1887,7 +1803,7 @@ BEGIN
             FROM jsonb_to_record(item) AS r(task text, queue text, priority integer, delay interval, run_at timestamptz,
                 max_attempts integer, timeout interval, unique_key text, meta jsonb, group_key text, unique_for interval, on_conflict text,
                 on_dead text)
-            CROSS JOIN LATERAL pgqueue.submit(r.task, coalesce(item -> 'payload', '{}'), coalesce(r.queue, 'default'), coalesce(r.priority, 5),
+            CROSS JOIN LATERAL pgqueue.submit_one(r.task, coalesce(item -> 'payload', '{}'), coalesce(r.queue, 'default'), coalesce(r.priority, 5),
                 r.delay, r.run_at, coalesce(r.max_attempts, 10), r.timeout, r.unique_key, r.meta, r.group_key, r.unique_for,
                 coalesce(r.on_conflict, 'skip'),
                 nullif(upstream, '{}'), coalesce(r.on_dead, 'cancel'), submit_each.batch_id, many, siblings) s;
@@ -1897,8 +1813,15 @@ BEGIN
             duplicates := duplicates + (NOT created)::integer;
             RETURN NEXT;
         END LOOP;
-    EXCEPTION WHEN data_exception OR program_limit_exceeded OR unique_violation THEN
-        RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM);
+    EXCEPTION
+        WHEN data_exception THEN
+            RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM);
+        WHEN program_limit_exceeded THEN
+            GET STACKED DIAGNOSTICS more = PG_EXCEPTION_HINT;
+            RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM), HINT = more;
+        WHEN unique_violation THEN  -- its detail is the id of the job that holds the key
+            GET STACKED DIAGNOSTICS more = PG_EXCEPTION_DETAIL;
+            RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM), DETAIL = more;
     END;
     IF duplicates > 0 AND submit_each.batch_id IS NOT NULL THEN  -- a job that was there before belongs to no new batch
         PERFORM pgqueue.grow_batch(submit_each.batch_id, -duplicates);
@@ -2015,6 +1938,110 @@ END $function$;
     GRANT X TO pgqueue_admin
     GRANT X TO pgqueue_producer
     GRANT X TO pgqueue_worker
+
+CREATE OR REPLACE FUNCTION pgqueue.submit_one(task text, payload jsonb DEFAULT '{}'::jsonb, queue text DEFAULT 'default'::text, priority integer DEFAULT 5, delay interval DEFAULT NULL::interval, run_at timestamp with time zone DEFAULT NULL::timestamp with time zone, max_attempts integer DEFAULT 10, timeout interval DEFAULT NULL::interval, unique_key text DEFAULT NULL::text, meta jsonb DEFAULT NULL::jsonb, group_key text DEFAULT NULL::text, unique_for interval DEFAULT NULL::interval, on_conflict text DEFAULT 'skip'::text, depends_on bigint[] DEFAULT NULL::bigint[], on_dead text DEFAULT 'cancel'::text, batch_id bigint DEFAULT NULL::bigint, many boolean DEFAULT false, siblings bigint[] DEFAULT NULL::bigint[], OUT id bigint, OUT created boolean)
+ RETURNS record
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+#variable_conflict use_variable
+DECLARE
+    due timestamptz := pgqueue.due(delay, run_at);
+    unmet bigint[];
+    failed bigint[];
+    holder record;
+BEGIN
+    IF pgqueue.acceptable(task, payload, queue, priority, due, max_attempts, timeout, unique_key, meta) IS NOT TRUE THEN
+        PERFORM pgqueue.reject(task, payload, queue, priority, delay, run_at, max_attempts, timeout, unique_key, meta);
+    END IF;
+    PERFORM pgqueue.check_options(unique_key, unique_for, on_conflict, group_key, depends_on, on_dead);
+    IF cardinality(depends_on) > 0 THEN
+        SELECT u.waiting || u.failed, u.failed INTO unmet, failed FROM pgqueue.unmet(depends_on, on_dead, strict => true) u;
+    END IF;
+    IF batch_id IS NOT NULL THEN
+        IF NOT many THEN
+            PERFORM pgqueue.grow_batch(batch_id, 1);
+        END IF;
+        IF unmet <> '{}' THEN
+            PERFORM pgqueue.refuse_cycle(batch_id, unmet);
+        END IF;
+    END IF;
+    IF siblings <> '{}' THEN
+        IF cardinality(siblings) + coalesce(cardinality(depends_on), 0) > 100 THEN
+            PERFORM pgqueue.check_options(NULL, NULL, 'skip', NULL, coalesce(depends_on, '{}') || siblings, 'cancel');
+        END IF;
+        unmet := coalesce(unmet, '{}') || siblings;
+        depends_on := coalesce(depends_on, '{}') || siblings;
+    END IF;
+    created := true;
+    LOOP
+        INSERT INTO pgqueue.jobs AS j (task, payload, queue, priority, run_at, due_at, state, pending, max_attempts, timeout, meta,
+            unique_key, group_key, batch_id, depends_on, has_followers)
+        VALUES (task, payload, queue, priority,
+            CASE WHEN unmet <> '{}' THEN 'infinity' ELSE due END, CASE WHEN unmet <> '{}' THEN due END,
+            CASE WHEN unmet <> '{}' THEN 'blocked' ELSE 'available' END::pgqueue.job_state, nullif(cardinality(unmet), 0),
+            max_attempts, timeout, meta, unique_key, group_key, batch_id, nullif(depends_on, '{}'), many)
+        ON CONFLICT DO NOTHING
+        RETURNING j.id INTO id;
+        IF id IS NOT NULL AND unique_for IS NOT NULL THEN
+            INSERT INTO pgqueue.throttles AS t VALUES (unique_key, id, '-infinity', clock_timestamp() + unique_for)
+            ON CONFLICT ON CONSTRAINT throttles_pkey DO UPDATE SET job_id = excluded.job_id, since = excluded.since, until = excluded.until
+            WHERE t.until <= clock_timestamp();
+            IF NOT FOUND THEN  -- an earlier job of this period has ended, and the key is still held
+                SELECT t.job_id, t.until INTO holder FROM pgqueue.throttles t WHERE t.unique_key = submit_one.unique_key;
+                IF on_conflict = 'replace' THEN
+                    UPDATE pgqueue.jobs j SET run_at = greatest(j.run_at, holder.until), due_at = greatest(j.due_at, holder.until)
+                    WHERE j.id = submit_one.id;
+                    due := greatest(due, holder.until);
+                    UPDATE pgqueue.throttles t SET job_id = submit_one.id, since = holder.until, until = holder.until + unique_for
+                    WHERE t.unique_key = submit_one.unique_key;
+                ELSE
+                    DELETE FROM pgqueue.jobs j WHERE j.id = submit_one.id;
+                    id := holder.job_id;
+                    created := false;
+                END IF;
+            END IF;
+        END IF;
+        EXIT WHEN id IS NOT NULL;
+        IF on_conflict = 'replace' THEN
+            SELECT greatest(due, t.since) AS due, t.job_id INTO holder FROM pgqueue.throttles t WHERE t.unique_key = submit_one.unique_key;
+            UPDATE pgqueue.jobs j SET task = submit_one.task, payload = submit_one.payload, queue = submit_one.queue, priority = submit_one.priority,
+                max_attempts = greatest(submit_one.max_attempts, j.attempt + 1), timeout = submit_one.timeout, meta = submit_one.meta,
+                group_key = submit_one.group_key, place = CASE WHEN j.group_key = submit_one.group_key THEN j.place END,
+                run_at = CASE WHEN j.state = 'blocked' THEN j.run_at WHEN j.id = holder.job_id THEN holder.due ELSE due END,
+                due_at = CASE WHEN j.state <> 'blocked' THEN NULL WHEN j.id = holder.job_id THEN holder.due ELSE due END
+            WHERE j.unique_key = submit_one.unique_key AND j.state <> 'running'
+            RETURNING j.id INTO id;
+            IF id IS NULL THEN
+                UPDATE pgqueue.jobs j SET unique_key = NULL WHERE j.unique_key = submit_one.unique_key AND j.state = 'running';
+            END IF;
+        ELSE
+            SELECT j.id INTO id FROM pgqueue.jobs j WHERE j.unique_key = submit_one.unique_key;
+        END IF;
+        created := id IS NULL;  -- NULL: the holder ended, or has just given up its key: try again
+        EXIT WHEN id IS NOT NULL;
+    END LOOP;
+    IF NOT created THEN
+        IF batch_id IS NOT NULL AND NOT many THEN  -- a job that was there before belongs to no new batch
+            PERFORM pgqueue.grow_batch(batch_id, -1);
+        END IF;
+        IF on_conflict = 'raise' THEN
+            RAISE EXCEPTION USING ERRCODE = 'unique_violation', DETAIL = id::text,
+                MESSAGE = format('job %s holds the unique_key %L', id, unique_key);
+        ELSIF on_conflict = 'skip' THEN
+            RETURN;
+        END IF;
+    ELSIF unmet <> '{}' THEN
+        INSERT INTO pgqueue.dependencies SELECT u, id, on_dead FROM unnest(unmet) u;
+        IF failed <> '{}' AND on_dead = 'cancel' THEN  -- one that is dead already decides at once
+            PERFORM pgqueue.resolve(failed);
+        END IF;
+    END IF;
+    IF due <= now() + interval '1 minute' AND coalesce(unmet, '{}') = '{}' THEN
+        PERFORM pgqueue.ring(queue);
+    END IF;
+END $function$;
+-- pgqueue.submit_one(text,jsonb,text,integer,interval,timestamp with time zone,integer,interval,text,jsonb,text,interval,text,bigint[],text,bigint,boolean,bigint[])
 
 CREATE OR REPLACE FUNCTION pgqueue.tick(plans jsonb, looked_at timestamp with time zone)
  RETURNS TABLE(schedule text, tick timestamp with time zone, job_id bigint)

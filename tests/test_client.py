@@ -278,6 +278,21 @@ def test_a_copy_rings_the_bell_when_somebody_sleeps(client: Any, peer: Peer):
     assert [note.payload for note in peer.connection.notifies(timeout=30, stop_after=1)] == ["q"]
 
 
+def test_a_copy_of_jobs_that_are_due_later_wakes_nobody(client: Any, peer: Peer):
+    peer.sql('LISTEN "pgqueue.wake"')
+    for queue in "abcd":
+        assert peer.value("SELECT pg_try_advisory_lock_shared(pgqueue.bell_key(%s))", queue)
+    specs = [
+        JobSpec.make("t", queue="a", delay="2m"), JobSpec.make("t", queue="b", run_at=NOW),
+        JobSpec.make("t", queue="c", delay="50s"), JobSpec.make("t", queue="d", delay="1h"),
+        JobSpec.make("t", queue="d"),
+    ]  # fmt: skip
+    client.enqueue_many(specs, copy=True)
+    peer.sql("SELECT pg_notify('pgqueue.wake', 'the end')")
+    notes = peer.connection.notifies(timeout=30, stop_after=3)
+    assert sorted(note.payload for note in notes) == ["c", "d", "the end"]
+
+
 def test_a_copy_has_no_unique_keys(client: Any, peer: Peer):
     with pytest.raises(InvalidJobError, match="job 1: unique_key and depends_on do not go together with copy=True"):
         client.enqueue_many([JobSpec.make("t"), JobSpec.make("t", unique_key="k")], copy=True)

@@ -163,6 +163,15 @@ def test_the_helpers_of_the_functions_are_nobodys(as_role: Callable[[str], psyco
     assert {name for (name,) in found} == FUNCTIONS_OF[role]
 
 
+def test_no_public_function_takes_what_only_our_own_may_say(as_role: Callable[[str], psycopg.Connection[Any]]):
+    """A batch that has not counted a job would be finished too soon; siblings would be neither locked nor checked."""
+    producer = as_role("pgqueue_producer")
+    (batch_id,) = producer.execute("SELECT pgqueue.create_batch()").fetchone() or (0,)
+    for switch in (f"many => true, batch_id => {batch_id}", "siblings => ARRAY[1]"):
+        with pytest.raises(errors.UndefinedFunction):
+            producer.execute(f"SELECT pgqueue.submit('t', {switch})")
+
+
 FORBIDDEN = {
     "pgqueue_producer": ["SELECT FROM pgqueue.jobs", "SELECT FROM pgqueue.all_jobs", "DELETE FROM pgqueue.jobs",
                          "SELECT nextval('pgqueue.jobs_id_seq')", "INSERT INTO pgqueue.jobs (task) VALUES ('t')"],

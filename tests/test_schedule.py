@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from pgqueue import App, InvalidJobError, InvalidPayloadError, InvalidScheduleError, ScheduleSpec, Settings
+from pgqueue import App, InvalidJobError, InvalidPayloadError, InvalidScheduleError, JobSpec, ScheduleSpec, Settings
 from pgqueue.schedule import MOST_AT_ONCE, Waiting, plan
 
 NOON = datetime(2026, 5, 1, 12, tzinfo=UTC)
@@ -30,6 +30,28 @@ def test_a_tick_that_is_due_is_fired_and_the_next_comes_after_it():
 def test_the_first_tick_is_the_one_after_the_schedule_was_made():
     made = plan(waiting(due=None, since=NOON + timedelta(seconds=1), now=NOON + timedelta(seconds=2)))
     assert (made.due, made.fire, made.next) == (None, [], NOON + MINUTE)
+
+
+@pytest.mark.parametrize(
+    "option",
+    [{"delay": 5}, {"run_at": NOON}, {"meta": {"a": 1}}, {"depends_on": [7]}],
+    ids=lambda option: next(iter(option)),
+)
+def test_what_the_jobs_of_a_schedule_can_not_have_is_refused(option):
+    name = next(iter(option))
+    with pytest.raises(InvalidScheduleError, match=f"schedule 's': its jobs can't have {name}"):
+        ScheduleSpec.of_job("s", "@daily", JobSpec.make("t", **option))
+
+
+def test_an_option_that_is_none_of_a_schedules_is_refused():
+    app = App(settings=Settings())
+
+    @app.task(name="t", unique_key="k", unique_for="1h", on_conflict="replace")
+    def t() -> None: ...
+
+    assert t.schedule("@daily").unique_key == "k"
+    with pytest.raises(InvalidScheduleError, match="schedule 'other': unique_for is not an option of a schedule"):
+        t.schedule("@daily", name="other", unique_for="1h")
 
 
 def test_a_first_tick_that_has_come_before_anybody_looked_is_fired():

@@ -94,6 +94,23 @@ def test_an_option_without_meaning_is_refused_when_the_task_is_made(app: App, op
     assert app.tasks == {}
 
 
+def test_a_key_function_that_answers_none_makes_a_job_without_key(app: App):
+    @app.task(unique_key=lambda n: f"n:{n}" if n else None, unique_for="1h", on_conflict="replace")
+    def keyed(n: int) -> None: ...
+
+    spec = keyed.job(0)
+    assert (spec.unique_key, spec.unique_for, spec.on_conflict) == (None, None, "skip")
+    spec = keyed.job(1)
+    assert (spec.unique_key, spec.unique_for, spec.on_conflict) == ("n:1", timedelta(hours=1), "replace")
+
+
+def test_a_period_without_a_key_is_refused_also_when_the_key_is_taken_away():
+    spec = JobSpec.make("t", unique_key="k", unique_for="1h")
+    with pytest.raises(InvalidJobError, match="unique_for needs a unique_key"):
+        spec.changed(unique_key=None)
+    assert spec.changed(unique_key=None, unique_for=None).plain
+
+
 def test_a_timeout_of_zero_is_refused_like_that_of_a_job(app: App):
     with pytest.raises(InvalidJobError, match="timeout must be positive"):
         app.task(name="t", timeout=0)(lambda: None)

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pgqueue.cli.errors import FAILED
-from pgqueue.cli.jobs import BeforeOption, LimitOption  # noqa: TC001 - typer reads the annotations
-from pgqueue.cli.options import Context, command, make_group
+from pgqueue.cli.options import BeforeOption, Context, LimitOption, command, make_group
 from pgqueue.cli.text import ago, print_json, print_table, show
 
 if TYPE_CHECKING:

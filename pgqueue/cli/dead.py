@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
-from pgqueue.cli.errors import FAILED, say
-from pgqueue.cli.jobs import BeforeOption, LimitOption, WideOption, print_records
-from pgqueue.cli.options import Context, QueueFilter, TaskFilter, command, make_group
+from pgqueue.cli.jobs import print_records
+from pgqueue.cli.options import (
+    BeforeOption,
+    Context,
+    LimitOption,
+    QueueFilter,
+    TaskFilter,
+    WideOption,
+    command,
+    make_group,
+)
+from pgqueue.cli.person import confirm
 from pgqueue.cli.text import print_json
 
 app = make_group(
@@ -64,15 +72,3 @@ def purge(
         print_json({"purged": count})
     else:
         typer.echo(f"{count} purged")
-
-
-def confirm(question: str, *, yes: bool) -> None:
-    """Ask a person; a script means what it says."""
-    if not yes and stdin().isatty() and not typer.confirm(question, err=True):
-        say("nothing was deleted")
-        raise typer.Exit(FAILED)
-
-
-def stdin() -> TextIO:
-    """Where an answer would come from."""
-    return sys.stdin

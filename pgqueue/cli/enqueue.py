@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, Final
 import typer
 
 from pgqueue.cli.help import Command, did_you_mean
-from pgqueue.cli.options import AppOption, Context, command, ready
-from pgqueue.cli.serving import nobody_serves, note
+from pgqueue.cli.options import AppOption, Context, command
+from pgqueue.cli.person import note
+from pgqueue.cli.serving import nobody_serves
 from pgqueue.cli.text import print_json
 
 if TYPE_CHECKING:
@@ -145,6 +146,7 @@ def enqueue(
 
     With --app the task's own queue and options hold, and the payload is checked against its signature.
     """
+    from pgqueue.cli.load import load_configured  # noqa: PLC0415
     from pgqueue.errors import InvalidJobError  # noqa: PLC0415
 
     if task is not None and task.lstrip().startswith(("{", "[")):
@@ -160,7 +162,7 @@ def enqueue(
         "max_attempts": max_attempts, "timeout": timeout, "unique_key": unique_key, "unique_for": unique_for,
         "on_conflict": on_conflict, "group_key": group_key, "depends_on": depends_on or None, "on_dead": on_dead,
     }  # fmt: skip
-    own = _import(context, app)
+    own = None if app is None else load_configured(context, app)
     make = _maker(own, {name: value for name, value in options.items() if value is not None})
     quiet = quiet or context.json
     if file is None:
@@ -181,16 +183,6 @@ def enqueue(
         typer.echo("\n".join(map(str, ids)))
     if hint is not None:
         note(hint)
-
-
-def _import(context: Context, app: str | None) -> App | None:
-    if app is None:
-        return None
-    from pgqueue.cli.load import load_app  # noqa: PLC0415
-
-    own = load_app(app)
-    own.configure(context.settings_over(own.settings))
-    return own
 
 
 def _maker(own: App | None, defaults: dict[str, Any]) -> Callable[[str, str | bytes | None, dict[str, Any]], JobSpec]:
@@ -240,24 +232,17 @@ def _enqueue(
 
     Answers the ids, and what a person should know about their queues.
     """
-    from pgqueue.app import App  # noqa: PLC0415
-
     first = next(specs, None)
     if first is None:
         return [], None
-    app = App(settings=ready(context.settings())) if own is None else own
-    if own is not None:
-        own.configure(ready(own.settings))
     ids: list[int] = []
     queues: dict[str, None] = {}
-    try:
+    with context.app(own) as app:
         with app.database.connection() as connection, connection.transaction():
             for batch in _batches(first, specs):
                 ids += app.client.enqueue_many(batch, connection=connection)
                 queues |= dict.fromkeys(spec.queue for spec in batch)
         return ids, None if quiet or not sys.stderr.isatty() else _unserved(app, queues)
-    finally:
-        app.close()
 
 
 def _unserved(app: App, queues: Iterable[str]) -> str | None:

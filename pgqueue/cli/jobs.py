@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
 from pgqueue.cli.errors import FAILED
-from pgqueue.cli.options import Context, JobIdArgument, QueueFilter, TaskFilter, command, make_group
+from pgqueue.cli.options import (
+    BeforeOption,
+    Context,
+    JobIdArgument,
+    LimitOption,
+    QueueFilter,
+    TaskFilter,
+    WideOption,
+    command,
+    make_group,
+)
 from pgqueue.cli.serving import why_waiting
-from pgqueue.cli.text import ago, clean, compact, one_line, print_json, print_table, show, span
+from pgqueue.cli.text import age, clean, compact, one_line, print_json, print_table, show
 
 if TYPE_CHECKING:
     from pgqueue.job import JobRecord
@@ -20,16 +29,6 @@ app = make_group("job", "Look at jobs, take them back, run them again, wait for 
 
 JobIds = Annotated[
     list[int], typer.Argument(metavar="ID...", min=1, max=2**63 - 1, help="The ids of one or more jobs.")
-]
-LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, metavar="N", help="Print at most N.")]
-BeforeOption = Annotated[
-    int | None,
-    typer.Option(min=1, max=2**63 - 1, metavar="ID", help="Go on below this id, the last one of the page before."),
-]
-
-
-WideOption = Annotated[
-    bool, typer.Option("--wide", "-w", help="Print all columns: priority, times, worker, payload and last error.")
 ]
 _NARROW: Final = ("id", "queue", "task", "state", "when", "attempt", "payload or error")
 _WIDE: Final = (
@@ -173,7 +172,7 @@ def print_records(context: Context, records: list[JobRecord], *, empty: str, wid
 
 def _row(record: JobRecord) -> tuple[Any, ...]:
     return (
-        record.id, record.queue, record.task, record.state, _when(record), f"{record.attempt}/{record.max_attempts}",
+        record.id, record.queue, record.task, record.state, age(record), f"{record.attempt}/{record.max_attempts}",
         _told(record.errors[-1], 60) if record.errors and record.state != "completed" else compact(record.payload),
     )  # fmt: skip
 
@@ -184,15 +183,6 @@ def _wide_row(record: JobRecord) -> tuple[Any, ...]:
         record.created_at, record.run_at, record.started_at, record.finished_at, record.worker,
         compact(record.payload), _told(record.errors[-1]) if record.errors else None,
     )  # fmt: skip
-
-
-def _when(record: JobRecord) -> str:
-    """Goes on where the state ends: completed 3m ago, running for 4s, scheduled in 5m, available for 2s."""
-    if record.finished_at is not None:
-        return ago(record.finished_at)
-    since = record.started_at if record.state == "running" and record.started_at is not None else record.run_at
-    passed = (datetime.now(UTC) - since).total_seconds()
-    return f"in {span(-passed)}" if passed < 0 else f"for {span(passed)}"
 
 
 def _told(error: dict[str, Any], longest: int = 200) -> str:

@@ -11,6 +11,7 @@ from pgqueue.errors import PgqueueError, SettingsError
 
 if TYPE_CHECKING:
     from pgqueue.app import App
+    from pgqueue.cli.options import Context
 
 
 def load_app(where: str) -> App:
@@ -31,6 +32,13 @@ def load_app(where: str) -> App:
     if not isinstance(found, App):
         raise SettingsError(f"--app {where}: {attribute!r} is a {type(found).__name__}, not a pgqueue.App")
     return found
+
+
+def load_configured(context: Context, where: str, **given: Any) -> App:
+    """The same under the settings of the flags and the environment; what these leave open is the app's own."""
+    own = load_app(where)
+    own.configure(context.settings_over(own.settings, **given))
+    return own
 
 
 def _import(name: str) -> Any:

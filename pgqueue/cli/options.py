@@ -40,6 +40,14 @@ JobIdArgument = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1
 QueueArgument = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue's name.")]
 QueueFilter = Annotated[str | None, typer.Option("--queue", "-q", metavar="NAME", help="Only jobs of this queue.")]
 TaskFilter = Annotated[str | None, typer.Option("--task", metavar="NAME", help="Only jobs of this task.")]
+LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, metavar="N", help="Print at most N.")]
+BeforeOption = Annotated[
+    int | None,
+    typer.Option(min=1, max=2**63 - 1, metavar="ID", help="Go on below this id, the last one of the page before."),
+]
+WideOption = Annotated[
+    bool, typer.Option("--wide", "-w", help="Print all columns: priority, times, worker, payload and last error.")
+]
 AppOption = Annotated[
     str | None,
     typer.Option("--app", metavar="MODULE:APP", help="Import this app, looking in the current folder first."),
@@ -83,17 +91,21 @@ class Context:
         return _checked(replace(base, **said))
 
     @contextmanager
-    def client(self) -> Iterator[Client]:
-        """The queue's verbs, on a schema that fits; closed at the end."""
-        with self.app() as app:
+    def client(self, own: App | None = None) -> Iterator[Client]:
+        """The queue's verbs, on a schema that fits; closed at the end. ``own``: those of this app."""
+        with self.app(own) as app:
             yield app.client
 
     @contextmanager
-    def app(self) -> Iterator[App]:
-        """An app without tasks, on a schema that fits; closed at the end."""
+    def app(self, own: App | None = None) -> Iterator[App]:
+        """This app, or one without tasks, on a schema that fits; closed at the end."""
         from pgqueue.app import App  # noqa: PLC0415
 
-        app = App(settings=ready(self.settings()))
+        if own is None:
+            app = App(settings=ready(self.settings()))
+        else:
+            app = own
+            app.configure(ready(app.settings))
         try:
             yield app
         finally:
@@ -159,6 +171,12 @@ def _remember(context: Context) -> None:
 
 
 def _with_shared_options(function: Callable[..., None]) -> Callable[..., None]:
+    """The function as typer is to see it: with --dsn, --schema, --json and --debug, of which it gets the context.
+
+    typer takes a command's options from its signature and annotations, so both are written here; ``__wrapped__`` goes,
+    because inspect would follow it back to the function's own.
+    """
+
     def run(ctx: typer.Context, **arguments: Any) -> None:
         said = Context(*(arguments.pop(name) for name in _SHARED))
         ctx.obj = (ctx.obj or Context()).merged(said)

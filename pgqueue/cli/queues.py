@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from pgqueue.cli.dead import confirm
-from pgqueue.cli.help import LINE
 from pgqueue.cli.options import Context, QueueArgument, command, make_group
+from pgqueue.cli.person import confirm
 from pgqueue.cli.serving import count_servers
 from pgqueue.cli.text import print_json, print_table, show, span
 from pgqueue.durations import format_duration, parse_duration
@@ -21,8 +20,9 @@ if TYPE_CHECKING:
 
     from pgqueue.statements import QueueSettings, QueueStats, WorkerRecord
 
-COUNTED: Final = ("available", "scheduled", "retrying", "running", "completed", "dead", "cancelled")
+COUNTED: Final = ("available", "scheduled", "retrying", "blocked", "running", "completed", "dead", "cancelled")
 LIMITS: Final = ("max_running", "per_key", "rate", "burst", "key_rate", "key_burst", "ageing")
+_ROOMY: Final = 110  # columns of a terminal that has room for every state
 _UNITS: Final = (("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400))
 
 app = make_group(
@@ -149,7 +149,7 @@ def print_queues(
     On a narrow terminal, a state that no queue has a job in is left out; so are limits when there are none.
     """
     served = count_servers(workers)
-    roomy = not sys.stdout.isatty() or get_terminal_size().columns >= LINE
+    roomy = not sys.stdout.isatty() or get_terminal_size().columns >= _ROOMY
     states = [state for state in COUNTED if roomy or any(getattr(queue, state) for queue in queues)]
     shown = {name: text for name, settings in (limits or {}).items() if (text := _summary(settings))}
     columns = (*states, "due for", "workers", *(["limits"] if shown else []))

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from pgqueue.cli.options import AppOption, Context, command, make_group
-from pgqueue.cli.serving import note
+from pgqueue.cli.person import note
 from pgqueue.cli.text import ago, print_json, print_table, show, span
 
 if TYPE_CHECKING:
+    from pgqueue.app import App
     from pgqueue.job import JobSpec
     from pgqueue.schedule import ScheduleRecord
 
@@ -97,12 +98,14 @@ def add(
 
     With --app the task's own queue and options hold, and the payload is checked against its signature.
     """
+    from pgqueue.cli.load import load_configured  # noqa: PLC0415
     from pgqueue.schedule import ScheduleSpec  # noqa: PLC0415
 
-    job = _job(app, task, payload, _given(queue=queue, priority=priority, max_attempts=max_attempts, timeout=timeout))
+    own = None if app is None else load_configured(context, app)
+    job = _job(own, task, payload, _given(queue=queue, priority=priority, max_attempts=max_attempts, timeout=timeout))
     policy = _given(tz=tz, misfire=misfire, grace=grace, overlap=overlap)
     spec = ScheduleSpec.of_job(name, cron, job, **policy)
-    with context.client() as client:
+    with context.client(own) as client:
         record = client.add_schedule(spec, replace=replace)
     if context.json:
         print_json(record.as_dict())
@@ -176,9 +179,10 @@ def backfill(
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print how many ticks there are, and do nothing.")] = False,
 ) -> None:
-    """Enqueue a job for each tick of the past that has not fired; safe to repeat. It asks no policy, nor for a pause.
+    """Enqueue a job for each tick of the past that has not fired. It asks no policy, nor for a pause.
 
-    A time without a zone is meant in the schedule's.
+    What has fired is known for 30 days; a tick that fired before that is enqueued again. A time without a zone is meant
+    in the schedule's.
     """
     from pgqueue.errors import InvalidScheduleError  # noqa: PLC0415
 
@@ -202,7 +206,7 @@ def _given(**options: Any) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None}
 
 
-def _job(app: str | None, task: str, payload: str, given: dict[str, Any]) -> JobSpec:
+def _job(own: App | None, task: str, payload: str, given: dict[str, Any]) -> JobSpec:
     """What a tick enqueues; checked against the task's signature if there is an app."""
     from dataclasses import replace  # noqa: PLC0415
 
@@ -211,11 +215,9 @@ def _job(app: str | None, task: str, payload: str, given: dict[str, Any]) -> Job
     from pgqueue.job import JobSpec, parse_payload  # noqa: PLC0415
 
     text = parse_payload(payload)
-    if app is None:
+    if own is None:
         return replace(JobSpec.make(task, **given), payload=text)
-    from pgqueue.cli.load import load_app  # noqa: PLC0415
-
-    known = load_app(app).get_task(task)
+    known = own.get_task(task)
     known.arguments.load(text)  # says what does not fit
     value = orjson.loads(text)
     call: Any = known.options(**given)

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import sys
 from datetime import UTC, datetime
 from shlex import quote
 from typing import TYPE_CHECKING, Final
 
-import typer
-
-from pgqueue.cli.text import one_line, span, styled
+from pgqueue.cli.text import span
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -79,12 +76,6 @@ def _unmet(record: JobRecord, client: Client) -> Iterator[str]:
             else:
                 if state != "completed":
                     yield f"job {upstream} ({state})"
-
-
-def note(message: str) -> None:
-    """A hint on stderr for a person; nothing where none is looking."""
-    if sys.stderr.isatty():
-        typer.echo(styled(f"note: {one_line(message)}", dim=True), err=True)
 
 
 def _names(names: Sequence[str]) -> str:

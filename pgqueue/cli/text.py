@@ -17,6 +17,8 @@ from pgqueue.durations import format_duration
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from pgqueue.job import JobRecord
+
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
 _WHOLE = 100_000  # columns of a table that goes into a pipe
 _GAP = 2  # columns between columns
@@ -89,6 +91,15 @@ def span(seconds: float) -> str:
 def ago(moment: datetime) -> str:
     """How long ago that was, by the clock of this machine."""
     return f"{span((datetime.now(UTC) - moment).total_seconds())} ago"
+
+
+def age(record: JobRecord) -> str:
+    """Goes on where the state ends: completed 3m ago, running for 4s, blocked for 2m, scheduled in 5m."""
+    if record.finished_at is not None:
+        return ago(record.finished_at)
+    since = {"running": record.started_at, "blocked": record.created_at}.get(record.state) or record.run_at
+    passed = (datetime.now(UTC) - since).total_seconds()
+    return f"in {span(-passed)}" if passed < 0 else f"for {span(passed)}"
 
 
 def show(value: Any) -> str:  # noqa: PLR0911 - a case per kind

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from pgqueue.cli.text import ago, one_line, span
+from pgqueue.cli.text import age, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -75,14 +74,9 @@ class Tree:
         others = self._others[node]
         also = f", also after {', '.join(map(str, others[:_MOST_NAMED]))}" if others else ""
         more = f" and {len(others) - _MOST_NAMED} more" if len(others) > _MOST_NAMED else ""
-        return f"{node} {self._jobs[node].task} {state_and_age(self._jobs[node])}{also}{more}{marked}"
+        return f"{node} {self._jobs[node].task} {_state_and_age(self._jobs[node])}{also}{more}{marked}"
 
 
-def state_and_age(record: JobRecord) -> str:
-    """``completed 3m ago``, ``running for 4s``, ``blocked for 2m (waits for 2)``, ``scheduled in 5m``."""
-    if record.finished_at is not None:
-        return f"{record.state} {ago(record.finished_at)}"
-    since = {"running": record.started_at, "blocked": record.created_at}.get(record.state) or record.run_at
-    passed = (datetime.now(UTC) - since).total_seconds()
+def _state_and_age(record: JobRecord) -> str:
     waits = f" (waits for {record.pending})" if record.state == "blocked" else ""
-    return f"{record.state} {f'in {span(-passed)}' if passed < 0 else f'for {span(passed)}'}{waits}"
+    return f"{record.state} {age(record)}{waits}"

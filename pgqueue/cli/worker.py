@@ -81,7 +81,9 @@ def worker(
     name: Annotated[
         str | None,
         typer.Option(
-            metavar="NAME", help="Call the worker this in logs and lists. Default: host, pid and a random part."
+            metavar="NAME",
+            help="Call the worker this in logs and lists; with --processes: NAME-1, NAME-2 and so on. "
+            "Default: host, pid and a random part.",
         ),
     ] = None,
     log_format: Annotated[
@@ -113,7 +115,7 @@ def worker(
     configure_logging(own.settings.log_format, logging.DEBUG if context.debug else logging.INFO)
     settings = _wait_until_ready(own.settings)
     if processes > 1:
-        _supervise(context, settings, processes, _words(app, queues, exec_, name, given))
+        _supervise(context, settings, _words(app, queues, exec_, given), processes, name)
     own.configure(settings)
     log.info("%s", _served(own, exec_))
     raise typer.Exit(_run(_make(own, chosen, exec_, name)))
@@ -155,15 +157,14 @@ def _app(context: Context, where: str | None, given: dict[str, Any], *, for_comm
         from pgqueue.builtin import make_builtin_app  # noqa: PLC0415
 
         return make_builtin_app(context.settings(**given))
-    from pgqueue.cli.load import load_app  # noqa: PLC0415
+    from pgqueue.cli.load import load_configured  # noqa: PLC0415
     from pgqueue.errors import SettingsError  # noqa: PLC0415
 
-    own = load_app(where)
+    own = load_configured(context, where, **given)
     if not own.tasks:
         raise SettingsError(
             f"--app {where}: it has no tasks; import the modules that define them where the app is made"
         )
-    own.configure(context.settings_over(own.settings, **given))
     return own
 
 
@@ -185,21 +186,24 @@ def _wait_until_ready(settings: Settings) -> Settings:
             pause = min(pause * 2, _SLOWEST_TRY)
 
 
-def _supervise(context: Context, settings: Settings, processes: int, words: list[str]) -> None:
-    """Copies of this command, each with one process. The DSN travels in the environment: `ps` shows arguments."""
+def _supervise(context: Context, settings: Settings, words: list[str], processes: int, name: str | None) -> None:
+    """Copies of this command, each with one process and a name of its own, by which the others know it.
+
+    The DSN travels in the environment: `ps` shows arguments.
+    """
     from pgqueue.worker import supervise  # noqa: PLC0415
 
     if context.dsn is not None and settings.dsn is not None:
         os.environ["PGQUEUE_DSN"] = settings.dsn
     shared = ["--schema", settings.schema, *(["--debug"] if context.debug else [])]
-    raise typer.Exit(supervise([sys.executable, "-m", "pgqueue", "worker", *shared, *words], processes))
+    copy = [sys.executable, "-m", "pgqueue", "worker", *shared, *words]
+    names = [[] if name is None else [f"--name={name}-{nth}"] for nth in range(1, processes + 1)]
+    raise typer.Exit(supervise([[*copy, *own] for own in names]))
 
 
-def _words(
-    app: str | None, queues: str | None, exec_: str | None, name: str | None, given: dict[str, Any]
-) -> list[str]:
+def _words(app: str | None, queues: str | None, exec_: str | None, given: dict[str, Any]) -> list[str]:
     options = {
-        "--app": app, "--queues": queues, "--exec": exec_, "--name": name, "--slots": given["slots"],
+        "--app": app, "--queues": queues, "--exec": exec_, "--slots": given["slots"],
         "--lease": given["lease_duration"], "--poll": given["poll_interval"],
         "--shutdown-timeout": given["shutdown_timeout"], "--log-format": given["log_format"],
     }  # fmt: skip

@@ -45,6 +45,8 @@ from pgqueue.errors import InvalidPayloadError, JobNotFoundError, PgqueueError
 from pgqueue.handle import Job  # noqa: TC001 - read from the handlers' annotations
 from pgqueue.integrations.django import dsn_of, init_app
 from pgqueue.job import DEFAULT_MAX_ATTEMPTS, JobSpec
+from pgqueue.run import current_run
+from pgqueue.worker.judge import failed
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -197,7 +199,7 @@ class _Call:
         if not (isinstance(call, dict) and isinstance(call.get("args"), list) and isinstance(call.get("kwargs"), dict)):
             raise InvalidPayloadError(f"task {task.module_path!r}: the payload must be {{args: […], kwargs: {{…}}}}")
         self._result = _result(record, task, alias)
-        self._is_last = job.attempt >= job.max_attempts
+        self._task = _apps[alias].tasks.get(job.task)
         context = [TaskContext(task_result=self._result)] if task.takes_context else []
         self.args: list[Any] = [*context, *call["args"]]
         self.kwargs: dict[str, Any] = call["kwargs"]
@@ -211,18 +213,20 @@ class _Call:
         if error is None:
             try:
                 self.value = normalize_json(self.value)
-            except (TypeError, ValueError):
-                self._end(failed=True)
+            except (TypeError, ValueError) as refused:
+                self._end(refused)
                 raise
-            self._end(failed=False)
-        elif isinstance(error, Exception):
-            self._end(failed=True)
+        self._end(error)
 
-    def _end(self, *, failed: bool) -> None:
-        """Django speaks of the end of a task, not of an attempt."""
-        if failed and not self._is_last:
+    def _end(self, error: BaseException | None) -> None:
+        """Django speaks of the end of a task, not of an attempt; which it is, the worker's own judge says."""
+        run = current_run.get()
+        if run is None or run.ended or run.lost:  # it was given up meanwhile: this is not how it ends
             return
-        status = TaskResultStatus.FAILED if failed else TaskResultStatus.SUCCESSFUL
+        verdict = "completed" if error is None else failed(run, self._task, error).verdict
+        if verdict not in {"completed", "dead", "cancelled"}:
+            return
+        status = TaskResultStatus.SUCCESSFUL if error is None else TaskResultStatus.FAILED
         for name, fact in (("status", status), ("finished_at", timezone.now()), ("_return_value", self.value)):
             object.__setattr__(self._result, name, fact)  # as Django's own backends do
         task_finished.send(PgqueueBackend, task_result=self._result)

@@ -1,4 +1,5 @@
--- Forget throttles and token buckets that have run out: see the function pgqueue.tidy.
+-- Forget what has run out: throttles, full token buckets, batches without history, edges to jobs that are gone. See the function
+-- pgqueue.tidy.
 --
 -- Parameters: none.
 SELECT pgqueue.tidy()

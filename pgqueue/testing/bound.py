@@ -14,14 +14,16 @@ import psycopg
 from pgqueue.bigints import Bigints, BigintsDumper
 from pgqueue.client import AsyncClient, Client
 from pgqueue.connection import Database, run_on, run_on_async
+from pgqueue.copying import check_copyable
 from pgqueue.errors import DatabaseError, PgqueueError
 from pgqueue.statements import Statement
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
     from types import ModuleType
 
     from pgqueue.app import App
+    from pgqueue.job import JobSpec
 
 T = TypeVar("T")
 _names = count(1)
@@ -130,7 +132,7 @@ class BoundAsync(Bound):
         return asyncio.run_coroutine_threadsafe(self._arun(statement), self._loop).result()
 
     def transact(self, work: Callable[[Any], T]) -> T:
-        """Do work of several statements."""
+        """Do work of several statements, each in its own savepoint: other code may come in between."""
         return work(self)
 
     async def atransact(self, work: Callable[[Any], Awaitable[T]]) -> T:
@@ -162,10 +164,24 @@ class _BoundClient(Client):
     def _run(self, statement: Statement[T], connection: Any) -> T:
         return super()._run(statement, None if connection is self.database else connection)
 
+    def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
+        """COPY needs psycopg's own connection, which the test's may not be: INSERT does the same."""
+        if connection is not None or not isinstance(self.database, Bound):
+            return super()._copy(specs, connection)
+        check_copyable(specs, None, psycopg.Connection)
+        return [job.id for job in self.submit_many(specs)]
+
 
 class _BoundAsyncClient(AsyncClient):
     async def _run(self, statement: Statement[T], connection: Any) -> T:
         return await super()._run(statement, None if connection is self.database else connection)
+
+    async def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
+        """As in the sync one."""
+        if connection is not None or not isinstance(self.database, Bound):
+            return await super()._copy(specs, connection)
+        check_copyable(specs, None, psycopg.AsyncConnection)
+        return [job.id for job in await self.submit_many(specs)]
 
 
 class Binding:

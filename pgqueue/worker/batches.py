@@ -40,6 +40,7 @@ class BatchExecutor(Executor):
         self._share = 1.0 if self._only else 0.0
         self._size = float(min(task.batch for task in self._batched.values()))
         emit = self._emit
+        # a batch run has no row to be written: its members' outcomes are emitted one by one, when it has ended
         self._emit = lambda run, outcome: None if isinstance(run, BatchRun) else emit(run, outcome)
 
     def wants(self) -> int:

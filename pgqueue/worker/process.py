@@ -150,27 +150,33 @@ class _Child:
         function = task.function
         row = (run.priority, None, run.id, run.queue, run.task, run.payload,
                run.attempt, run.max_attempts, run.timeout, tracing.carried(run.meta), run.suspect)  # fmt: skip
+        message = function.__module__, function.__qualname__, task.arguments.raw, row, run.token
         try:
-            self._pipe.send((function.__module__, function.__qualname__, task.arguments.raw, row, run.token))
-            while True:
-                wait([self._pipe, self._process.sentinel])
-                kind, value = self._pipe.recv() if self._pipe.poll() else _no_answer()
-                if kind == "taken":
-                    run.started = time.monotonic()
-                    taken()
-                elif kind == "progress":
-                    run.tell(value)
-                elif kind == "landed":
-                    run.land()
-                elif kind == "result":
-                    return COMPLETED if value is None else Outcome("completed", result=value)
-                else:
-                    raise _rebuilt(*value)
+            kind, value = self._converse(message, run, taken)
         except (EOFError, OSError):
             self._process.join(5)
             code = self._process.exitcode
             self.kill()
             raise HandlerCrashedError(_last_words(code)) from None
+        if kind == "error":  # not inside the try: what the handler raised may be an OSError, too
+            raise _rebuilt(*value)
+        return COMPLETED if value is None else Outcome("completed", result=value)
+
+    def _converse(self, message: object, run: Run, taken: Callable[[], object]) -> tuple[str, Any]:
+        """Give the child its job and listen until it answers: result or error. An OSError here is the pipe's own."""
+        self._pipe.send(message)
+        while True:
+            wait([self._pipe, self._process.sentinel])
+            kind, value = self._pipe.recv() if self._pipe.poll() else _no_answer()
+            if kind == "taken":
+                run.started = time.monotonic()
+                taken()
+            elif kind == "progress":
+                run.tell(value)
+            elif kind == "landed":
+                run.land()
+            else:
+                return kind, value
 
     def say_goodbye(self) -> None:
         """Have an idle child close its resources and end."""

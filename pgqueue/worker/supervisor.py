@@ -59,12 +59,12 @@ def calm_collector() -> None:
     gc.set_threshold(5_000, 10, 10)
 
 
-def supervise(command: list[str], processes: int) -> int:
-    """Run ``processes`` copies of ``command``, restart those that die, pass SIGTERM and Ctrl-C on to all.
+def supervise(commands: list[list[str]]) -> int:
+    """Run these copies of a worker, restart those that die, pass SIGTERM and Ctrl-C on to all.
 
     Answers the worst exit code of the copies that were told to stop.
     """
-    return _Supervisor(command, processes).run()
+    return _Supervisor(commands).run()
 
 
 async def _under_signals(worker: Worker) -> int:
@@ -101,9 +101,8 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class _Supervisor:
-    def __init__(self, command: list[str], processes: int) -> None:
-        self._command = command
-        self._children: list[_Copy] = [_Copy(command, nth) for nth in range(1, processes + 1)]
+    def __init__(self, commands: list[list[str]]) -> None:
+        self._children = [_Copy(command, nth) for nth, command in enumerate(commands, 1)]
         self._stopping = False
         self._last = 0
 

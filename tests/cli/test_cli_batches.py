@@ -134,6 +134,17 @@ def test_a_blocked_job_says_what_it_waits_for(pgq: Callable[..., Answer], queue:
     assert pgq("job", "retry", job).out.strip() == f"{job} available"
 
 
+def test_a_job_is_blocked_for_a_time_whenever_it_would_be_due(pgq: Callable[..., Answer], queue: Client):
+    waits_for = queue.enqueue(JobSpec.make("echo"))
+    job = queue.enqueue(JobSpec.make("echo", depends_on=[waits_for], delay="1h"))
+    for words in (("list", "--state", "blocked"), ("tree", job)):
+        shown = pgq("job", *words).out
+        assert "blocked" in shown
+        assert " for " in shown
+        assert " in 59m" not in shown
+        assert " in 1h" not in shown
+
+
 @pytest.mark.parametrize("hostile", ["\x1b[2J", "a\nb"])
 def test_a_name_does_not_steer_the_terminal(pgq: Callable[..., Answer], queue: Client, hostile: str):
     batch_id, _ = make(queue, 1, task=hostile, name=hostile)

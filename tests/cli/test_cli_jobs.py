@@ -240,7 +240,7 @@ def test_a_purge_asks_a_person_first(argv, queue, pgq, monkeypatch):
         def isatty(self):
             return True
 
-    monkeypatch.setattr("pgqueue.cli.dead.stdin", Terminal)
+    monkeypatch.setattr("pgqueue.cli.person.stdin", Terminal)
     asked = []
     answers = iter((False, True))
     monkeypatch.setattr("typer.confirm", lambda question, **_options: asked.append(question) or next(answers))
@@ -272,17 +272,20 @@ def test_a_retention_without_meaning_is_wrong_usage(argv, queue, pgq):
 def test_queue_list_and_stats_count(queue, pgq, work_off):
     queue.enqueue_many([JobSpec.make("echo"), fails(), JobSpec.make("echo", delay="1h")])
     work_off()
-    queue.enqueue(JobSpec.make("nobody", queue="other"))
+    waits_for = queue.enqueue(JobSpec.make("nobody", queue="other"))
+    queue.enqueue(JobSpec.make("nobody", queue="other", depends_on=[waits_for]))
     table = pgq("queue", "list").out
     assert "default" in table
     assert "other" in table
+    assert "blocked" in table
     facts = pgq("stats", "--json").json
     assert facts["totals"] == {
-        "available": 1, "scheduled": 1, "retrying": 0, "running": 0, "completed": 1, "dead": 1, "cancelled": 0,
+        "available": 1, "scheduled": 1, "retrying": 0, "blocked": 1, "running": 0, "completed": 1, "dead": 1,
+        "cancelled": 0,
     }  # fmt: skip
     assert facts["workers"] == {"alive": 0, "slots": 0, "running": 0}
     assert [stats["queue"] for stats in facts["queues"]] == ["default", "other"]
-    assert "1 completed" in pgq("stats").out
+    assert "1 blocked, 0 running, 1 completed" in pgq("stats").out
 
 
 def test_an_empty_queue_says_so(queue, pgq):

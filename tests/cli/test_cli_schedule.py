@@ -80,6 +80,19 @@ def test_add_with_an_app_checks_the_payload_and_takes_the_tasks_options(queue, p
     assert queue.get_schedule("a").payload == [1]
 
 
+def test_add_with_an_app_goes_to_the_apps_own_database(queue, pgq, dsn, tmp_path, monkeypatch):
+    (tmp_path / "far_shop.py").write_text(
+        f"import pgqueue\napp = pgqueue.App({dsn!r})\n@app.task(name='mail')\ndef mail(to: str): ...\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PGQUEUE_DSN")
+    monkeypatch.setenv("PGQUEUE_HOME", str(tmp_path / "nobody starts a server here"))
+    ours = ("--cron", "@daily", "--app", "far_shop:app", "--task", "mail", "--payload", '{"to": "ann"}')
+    assert pgq("schedule", "add", "m", *ours).code == 0
+    assert queue.get_schedule("m").payload == {"to": "ann"}
+    assert not (tmp_path / "nobody starts a server here").exists()
+
+
 def test_list_shows_them_all(queue, pgq, dsn):
     assert pgq("schedule", "list").out == "no schedules\n"
     add(queue, "a", tz="Europe/Berlin")

@@ -126,6 +126,6 @@ def test_on_a_narrow_terminal_queues_show_only_the_states_that_there_are(queue, 
     assert "available" in header
     assert "cancelled" not in header
     assert row.split()[:2] == ["default", "1"]
-    terminal("stdout", columns=100)
+    terminal("stdout", columns=110)
     header, _ = pgq("queue", "list").out.splitlines()
     assert "cancelled" in header

@@ -159,6 +159,13 @@ def test_several_processes_share_the_work_and_stop_together(queue, spawn, end, u
     assert end(supervisor).code == 0
 
 
+def test_each_of_several_processes_has_a_name_of_its_own(queue, spawn, end, until, pgq):
+    supervisor = spawn("worker", "--processes", 2, "--name", "w", *FAST)
+    names = until(lambda: len(found := [worker["name"] for worker in pgq("workers", "--json").json]) == 2 and found)
+    assert sorted(names) == ["w-1", "w-2"]
+    assert end(supervisor).code == 0
+
+
 def test_a_worker_waits_for_a_database_that_is_not_there_yet(dsn, queue, spawn, finished, until):
     """Behind a door that opens late: connections to it are refused at first."""
     job = queue.enqueue(JobSpec.make("echo"))

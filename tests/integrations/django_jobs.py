@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from typing import Any
 
 import django
 from django.db import connection
+
+from pgqueue.errors import Cancel, Dead, InvalidPayloadError, Snooze
 
 if django.VERSION >= (6,):
     from django.tasks import task
@@ -13,6 +17,8 @@ else:
     from django_tasks import task
 
 context_of: list[Any] = []
+threads: list[threading.Thread] = []
+released = threading.Event()
 
 
 class OddError(Exception):
@@ -44,3 +50,24 @@ def fail(kind: str) -> object:
     if kind == "value":
         raise ValueError("value")
     return object()
+
+
+@task()
+def end(how: str) -> None:
+    raise {"dead": Dead, "cancel": Cancel, "payload": InvalidPayloadError}[how](how)
+
+
+@task()
+def snooze() -> None:
+    raise Snooze("1h")
+
+
+@task()
+async def sleep() -> None:
+    await asyncio.sleep(60)
+
+
+@task()
+def sleep_in_a_thread() -> None:
+    threads.append(threading.current_thread())
+    released.wait(60)

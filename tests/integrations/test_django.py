@@ -332,6 +332,60 @@ def test_a_worker_runs_tasks_of_django(jobs, database):
     finished.disconnect(note)
 
 
+@pytest.fixture
+def finished() -> Iterator[list[tuple[int, str]]]:
+    """What ``task_finished`` told: ids and statuses."""
+    told = []
+
+    def note(task_result: Any, **_: Any) -> None:
+        told.append((int(task_result.id), str(task_result.status)))
+
+    django_tasks.task_finished.connect(note)
+    yield told
+    django_tasks.task_finished.disconnect(note)
+
+
+@pytest.mark.parametrize("how", ["dead", "cancel", "payload"])
+def test_a_task_that_ends_before_its_last_attempt_is_told_to_have_failed(jobs, database, finished, how):
+    with rolled_back(), Sandbox(django_tasks.app, connection) as queue:
+        result = jobs.end.enqueue(how)
+        queue.run_pending()
+        result.refresh()
+        assert (result.status, result.attempts) == ("FAILED", 1)
+        assert finished == [(int(result.id), "FAILED")]
+
+
+def test_a_task_that_snoozes_has_not_ended_whatever_attempt_it_is(jobs, database, finished):
+    with rolled_back(), Sandbox(django_tasks.app, connection) as queue:
+        spec = pgqueue.JobSpec.make("django_jobs.snooze", {"args": [], "kwargs": {}}, max_attempts=1)
+        django_tasks.app.client.enqueue(spec)
+        assert [ran.state for ran in queue.run_pending()] == ["scheduled"]
+        assert finished == []
+
+
+def test_a_coroutine_that_takes_too_long_is_told_to_have_failed_once(jobs, database, finished):
+    app = django_tasks.app
+
+    async def work() -> None:
+        specs = [
+            pgqueue.JobSpec.make(f"django_jobs.{name}", {"args": [], "kwargs": {}}, timeout=0.2, max_attempts=1)
+            for name in ("sleep", "sleep_in_a_thread")
+        ]
+        handles = await app.enqueue_many(specs)
+        worker = pgqueue.Worker(app)
+        running = asyncio.create_task(worker.run())
+        for job in handles:
+            with pytest.raises(pgqueue.JobFailedError, match="longer than its timeout"):
+                await job.result(timeout=60)
+        worker.stop()
+        jobs.released.set()  # the thread's handler comes to its end when nobody waits for it any more
+        await running
+        jobs.threads.pop().join(60)
+        assert finished == [(handles[0].id, "FAILED")]
+
+    asyncio.run(work())
+
+
 def test_a_failed_task_says_why_in_djangos_words(jobs, database):
     with transaction.atomic(), Sandbox(django_tasks.app, connection) as queue:
         results = {kind: jobs.fail.enqueue(kind) for kind in ("odd", "value", "not JSON")}

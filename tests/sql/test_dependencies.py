@@ -550,6 +550,51 @@ def test_a_batch_that_is_cancelled_ends_who_waits_and_asks_who_runs(one: Peer):
     assert one.run(statements.cancel_batch(a, schema=SCHEMA)) is None
 
 
+def test_a_batch_of_which_nothing_is_left_to_run_is_finished_from_the_start(one: Peer):
+    dead, held = one.enqueue(max_attempts=1), one.enqueue("other", unique_key="k", delay=60)
+    run(one, dead, verdict="dead")
+    duplicate, doomed = JobSpec.make("t", unique_key="k"), JobSpec.make("t", depends_on=[dead])
+    batch_id, ids = batch(one, duplicate, doomed)
+    assert ids[0] == held
+    assert counts(one, batch_id) == (1, 0, 0, 1, True)
+    follower = one.enqueue(depends_on=[batch_id], on_dead="continue")
+    assert one.state(follower) == "available"
+
+
+def test_a_batch_may_be_filled_in_several_calls_also_when_all_of_the_first_has_ended(one: Peer):
+    dead = one.enqueue(max_attempts=1)
+    run(one, dead, verdict="dead")
+    one.begin()
+    batch_id, _ = batch(one, JobSpec.make("t", depends_on=[dead]))
+    assert counts(one, batch_id) == (1, 0, 0, 1, True)
+    (job,) = add(one, batch_id, JobSpec.make("t"))
+    one.commit()
+    assert counts(one, batch_id) == (2, 0, 0, 1, False)
+    run(one, job)
+    assert counts(one, batch_id) == (2, 1, 0, 1, True)
+    with pytest.raises(BAD, match="there is no unfinished batch"):
+        add(one, batch_id, JobSpec.make("t"))
+
+
+def test_what_is_named_by_id_and_by_index_counts_together(one: Peer):
+    ids = [i for (i,) in one.sql("SELECT pgqueue.enqueue('t') FROM generate_series(1, 9990)")]
+    siblings = [{"task": "t"}] * 20
+    jobs = json.dumps([*siblings, {"task": "t", "depends_on": ids, "after": list(range(20))}])
+    with pytest.raises(BAD, match="job 20: depends_on must name at most 10000 jobs"):
+        one.sql("SELECT pgqueue.submit_many(%s)", jobs)
+
+
+def test_a_purge_takes_its_locks_in_the_order_of_everybody(one: Peer, two: Peer):
+    first, second = one.enqueue(), one.enqueue()
+    one.sql("UPDATE pgqueue.jobs SET meta = '{}' WHERE id = %s", first)  # so that it lies behind the second
+    one.begin()
+    one.sql("SELECT FROM pgqueue.jobs WHERE id = %s FOR UPDATE", first)
+    purging = two.behind(lambda: two.run(statements.purge("default", schema=SCHEMA)))
+    one.sql("SELECT FROM pgqueue.jobs WHERE id = %s FOR UPDATE", second)
+    one.commit()
+    assert purging.result(30) == 2
+
+
 def test_a_purge_counts_in_the_batches_and_frees_who_may_go_on(one: Peer):
     batch_id, (a, _) = batch(one, JobSpec.make("a"), JobSpec.make("b", queue="bad"))
     then = one.enqueue("then", depends_on=[batch_id], on_dead="continue")

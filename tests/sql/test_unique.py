@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import random
 import threading
@@ -22,6 +23,7 @@ from pgqueue.job import ON_CONFLICT, JobSpec
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from pgqueue import Job
     from pgqueue.statements import Submitted
 
 
@@ -66,6 +68,48 @@ def test_raise_refuses_and_names_the_job_that_holds_the_key(dsn: str):
         app.client.submit(JobSpec.make("t", unique_key="u", on_conflict="raise"))
     assert caught.value.job_id == held.id
     app.close()
+
+
+def test_raise_names_the_holder_among_many_and_in_a_workflow_too(dsn: str):
+    app = App(settings=Settings(dsn=dsn))
+    held = app.client.submit(JobSpec.make("t", unique_key="u"))
+    refused = JobSpec.make("t", unique_key="u", on_conflict="raise")
+    with pytest.raises(JobExistsError, match=f"job 1: job {held.id}") as caught:
+        app.enqueue_many_sync([JobSpec.make("t"), refused])
+    assert caught.value.job_id == held.id
+    with pytest.raises(JobExistsError) as caught:
+        app.batch([JobSpec.make("t"), refused]).enqueue_sync()
+    assert caught.value.job_id == held.id
+    app.close()
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_of_many_handles_each_says_whether_it_was_created(dsn: str, wrapped: bool):
+    app = App(settings=Settings(dsn=dsn))
+    if wrapped:
+
+        @app.around_enqueue
+        def around(spec: JobSpec) -> Iterator[JobSpec]:
+            yield spec
+
+    async def many_async() -> list[Job]:
+        try:
+            return await app.enqueue_many([JobSpec.make("t", unique_key=key) for key in "abc"])
+        finally:
+            await app.aclose()
+
+    held = app.client.submit(JobSpec.make("t", unique_key="b"))
+    jobs = app.enqueue_many_sync([JobSpec.make("t", unique_key=key) for key in "ab"])
+    assert [job.created for job in jobs] == [True, False]
+    assert jobs[1].id == held.id
+    assert [job.created for job in asyncio.run(many_async())] == [False, False, True]
+
+
+def test_an_element_that_is_refused_for_its_size_still_says_what_to_do(one: Peer):
+    jobs = orjson.dumps([{"task": "t", "on_conflict": "replace", "payload": "x" * 1_100_000}]).decode()
+    with pytest.raises(psycopg.errors.ProgramLimitExceeded, match="job 0: payload of") as caught:
+        one.sql("SELECT pgqueue.submit_many(%s)", jobs)
+    assert caught.value.diag.message_hint == "Store the data in a table of your own and enqueue its key."
 
 
 def test_replace_makes_of_a_waiting_job_what_was_said_last_and_leaves_it_in_its_place(one: Peer):

@@ -121,6 +121,8 @@ async def test_a_refused_enqueue_leaves_the_async_transaction_usable(app, connec
         batch = await app.batch([leaf.job(1), leaf.job(2)]).enqueue()
         assert len(await queue.run_pending()) == 3
         assert (await batch.refresh()).finished
+        await app.enqueue_many([leaf.job(3)], copy=True)
+        assert [ran.result for ran in await queue.run_pending()] == [3]
     invariants.check(dsn, [])
 
 

@@ -185,6 +185,21 @@ def test_a_refused_enqueue_leaves_the_transaction_usable(queue, app, connection)
     assert len(queue.run_pending()) == 1
 
 
+def test_what_is_copied_runs_in_the_sandbox_too(queue, app, connection, dsn):
+    @app.task(name="t", group_key="g")
+    def t(n: int) -> int:
+        return n
+
+    jobs = app.enqueue_many_sync([t.job(n) for n in range(3)], copy=True)
+    ids = app.client.enqueue_many([t.job(3)], copy=True)
+    assert [ran.result for ran in queue.run_pending()] == [0, 1, 2, 3]
+    assert [job.refresh_sync().state for job in jobs] == ["completed"] * 3
+    assert app.client.get(ids[0]).group_key == "g"
+    with pytest.raises(pgqueue.InvalidJobError, match="do not go together with copy=True"):
+        app.enqueue_many_sync([t.options(unique_key="k").job(1)], copy=True)
+    invariants.check(dsn, [])  # seen from outside
+
+
 def test_a_handler_that_rolls_the_tests_transaction_back_is_told_so(queue, app, connection):
     @app.task(name="t")
     def t() -> None:

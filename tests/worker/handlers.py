@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from pgqueue import Cancel, Dead, Job, Retry, Snooze, current_job
+from pgqueue.errors import ResultTimeoutError
 
 NUL_AND_SURROGATE = "a\0b\ud800c"
 
@@ -111,6 +112,19 @@ def raise_error(kind: str) -> None:
 
 def raise_lookup_error(kind: str) -> None:
     raise {"worse": WorseError, "key": KeyError, "other": ValueError}[kind]("as asked")
+
+
+def raise_one_of_the_pipe(kind: str) -> None:
+    """What a broken pipe to the worker would raise, too; the message tells in which process."""
+    raise {
+        "EOFError": EOFError,
+        "OSError": OSError,
+        "FileNotFoundError": FileNotFoundError,
+        "BrokenPipeError": BrokenPipeError,
+        "ConnectionResetError": ConnectionResetError,
+        "TimeoutError": TimeoutError,
+        "ResultTimeoutError": ResultTimeoutError,
+    }[kind](f"in {os.getpid()}")
 
 
 def say(verb: str) -> None:

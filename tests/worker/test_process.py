@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pgqueue import Fixed
+from pgqueue import Fixed, never
 from pgqueue.worker import process
 from worker import handlers
 from worker.support import in_state, until, working
@@ -46,6 +46,27 @@ async def test_a_child_that_dies_costs_only_its_own_job(app: App, tmp_path: Path
         flag.touch()
         assert await neighbour.result(30) == "done"
         assert (await neighbour.refresh()).attempt == 1
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        *("EOFError", "OSError", "FileNotFoundError", "BrokenPipeError", "ConnectionResetError"),
+        *("TimeoutError", "ResultTimeoutError"),
+    ],
+)
+async def test_a_handler_that_raises_what_a_broken_pipe_would_raise_is_no_crash(app: App, kind: str) -> None:
+    task = app.task(isolation="process", max_attempts=2, retry=never, retry_on={EOFError: Fixed(0), OSError: Fixed(0)})(
+        handlers.raise_one_of_the_pipe
+    )
+    pid = app.task(isolation="process")(handlers.my_pid)
+    async with working(app, slots=1):
+        child = await (await pid.enqueue()).result(60)
+        record = await in_state(await task.enqueue(kind=kind), "dead", within=60)
+        assert await (await pid.enqueue()).result(60) == child, "its child goes on"
+    assert [error["type"] for error in record.errors] == [kind] * 2, "its own retry_on holds"
+    assert {error["message"] for error in record.errors} == {f"in {child}"}
+    assert all("raise_one_of_the_pipe" in error["traceback"] for error in record.errors)
 
 
 async def has_progress(job: object) -> bool:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SUPERVISE = """
 import sys
 from pgqueue.worker import supervise
-sys.exit(supervise([sys.executable, *sys.argv[2:]], int(sys.argv[1])))
+sys.exit(supervise([[sys.executable, *sys.argv[2:]]] * int(sys.argv[1])))
 """
 COPY = """
 import os, signal, sys, time, pathlib
@@ -153,7 +153,7 @@ def test_a_copy_started_while_the_stop_comes_is_stopped_too(monkeypatch: pytest.
     rescue = threading.Timer(60, save_the_test)
     rescue.start()
     try:
-        assert module.supervise([sys.executable, str(script), str(tmp_path), "0"], 1) == 0
+        assert module.supervise([[sys.executable, str(script), str(tmp_path), "0"]]) == 0
         assert not rescued.is_set(), "it was told"
     finally:
         rescue.cancel()

@@ -88,9 +88,36 @@ END $$;
 --   depends_on: jobs or batches that have to end first; on_dead says what it means that one of them dies or is cancelled:
 --     cancel this job, too; continue as if it had completed; hold until it has been retried and has completed.
 --   batch_id: an unfinished batch, in which it is counted.
---   many, siblings: for submit_each: its batch has counted it, and others may follow it; it also depends on these, which the same
---     call has made, and which are live.
 CREATE FUNCTION pgqueue.submit(
+    task text,
+    payload jsonb DEFAULT '{}',
+    queue text DEFAULT 'default',
+    priority integer DEFAULT 5,
+    delay interval DEFAULT NULL,
+    run_at timestamptz DEFAULT NULL,
+    max_attempts integer DEFAULT 10,
+    timeout interval DEFAULT NULL,
+    unique_key text DEFAULT NULL,
+    meta jsonb DEFAULT NULL,
+    group_key text DEFAULT NULL,
+    unique_for interval DEFAULT NULL,
+    on_conflict text DEFAULT 'skip',
+    depends_on bigint[] DEFAULT NULL,
+    on_dead text DEFAULT 'cancel',
+    batch_id bigint DEFAULT NULL,
+    OUT id bigint,
+    OUT created boolean
+)
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+#variable_conflict use_variable
+BEGIN
+    SELECT s.id, s.created INTO id, created FROM pgqueue.submit_one(task, payload, queue, priority, delay, run_at, max_attempts, timeout,
+        unique_key, meta, group_key, unique_for, on_conflict, depends_on, on_dead, batch_id) s;
+END $$;
+
+-- The same, for who holds our rights. many, siblings: for submit_each: its batch has counted it, and others may follow it; it also
+-- depends on these, which the same call has made, and which are live.
+CREATE FUNCTION pgqueue.submit_one(
     task text,
     payload jsonb DEFAULT '{}',
     queue text DEFAULT 'default',
@@ -112,7 +139,7 @@ CREATE FUNCTION pgqueue.submit(
     OUT id bigint,
     OUT created boolean
 )
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_variable
 DECLARE
     due timestamptz := pgqueue.due(delay, run_at);
@@ -136,7 +163,9 @@ BEGIN
         END IF;
     END IF;
     IF siblings <> '{}' THEN
-        PERFORM pgqueue.check_options(NULL, NULL, 'skip', NULL, coalesce(depends_on, '{}') || siblings, 'cancel') WHERE cardinality(siblings) > 100;
+        IF cardinality(siblings) + coalesce(cardinality(depends_on), 0) > 100 THEN
+            PERFORM pgqueue.check_options(NULL, NULL, 'skip', NULL, coalesce(depends_on, '{}') || siblings, 'cancel');
+        END IF;
         unmet := coalesce(unmet, '{}') || siblings;
         depends_on := coalesce(depends_on, '{}') || siblings;
     END IF;
@@ -155,15 +184,15 @@ BEGIN
             ON CONFLICT ON CONSTRAINT throttles_pkey DO UPDATE SET job_id = excluded.job_id, since = excluded.since, until = excluded.until
             WHERE t.until <= clock_timestamp();
             IF NOT FOUND THEN  -- an earlier job of this period has ended, and the key is still held
-                SELECT t.job_id, t.until INTO holder FROM pgqueue.throttles t WHERE t.unique_key = submit.unique_key;
+                SELECT t.job_id, t.until INTO holder FROM pgqueue.throttles t WHERE t.unique_key = submit_one.unique_key;
                 IF on_conflict = 'replace' THEN
                     UPDATE pgqueue.jobs j SET run_at = greatest(j.run_at, holder.until), due_at = greatest(j.due_at, holder.until)
-                    WHERE j.id = submit.id;
+                    WHERE j.id = submit_one.id;
                     due := greatest(due, holder.until);
-                    UPDATE pgqueue.throttles t SET job_id = submit.id, since = holder.until, until = holder.until + unique_for
-                    WHERE t.unique_key = submit.unique_key;
+                    UPDATE pgqueue.throttles t SET job_id = submit_one.id, since = holder.until, until = holder.until + unique_for
+                    WHERE t.unique_key = submit_one.unique_key;
                 ELSE
-                    DELETE FROM pgqueue.jobs j WHERE j.id = submit.id;
+                    DELETE FROM pgqueue.jobs j WHERE j.id = submit_one.id;
                     id := holder.job_id;
                     created := false;
                 END IF;
@@ -171,19 +200,19 @@ BEGIN
         END IF;
         EXIT WHEN id IS NOT NULL;
         IF on_conflict = 'replace' THEN
-            SELECT greatest(due, t.since) AS due, t.job_id INTO holder FROM pgqueue.throttles t WHERE t.unique_key = submit.unique_key;
-            UPDATE pgqueue.jobs j SET task = submit.task, payload = submit.payload, queue = submit.queue, priority = submit.priority,
-                max_attempts = greatest(submit.max_attempts, j.attempt + 1), timeout = submit.timeout, meta = submit.meta,
-                group_key = submit.group_key, place = CASE WHEN j.group_key = submit.group_key THEN j.place END,
+            SELECT greatest(due, t.since) AS due, t.job_id INTO holder FROM pgqueue.throttles t WHERE t.unique_key = submit_one.unique_key;
+            UPDATE pgqueue.jobs j SET task = submit_one.task, payload = submit_one.payload, queue = submit_one.queue, priority = submit_one.priority,
+                max_attempts = greatest(submit_one.max_attempts, j.attempt + 1), timeout = submit_one.timeout, meta = submit_one.meta,
+                group_key = submit_one.group_key, place = CASE WHEN j.group_key = submit_one.group_key THEN j.place END,
                 run_at = CASE WHEN j.state = 'blocked' THEN j.run_at WHEN j.id = holder.job_id THEN holder.due ELSE due END,
                 due_at = CASE WHEN j.state <> 'blocked' THEN NULL WHEN j.id = holder.job_id THEN holder.due ELSE due END
-            WHERE j.unique_key = submit.unique_key AND j.state <> 'running'
+            WHERE j.unique_key = submit_one.unique_key AND j.state <> 'running'
             RETURNING j.id INTO id;
             IF id IS NULL THEN
-                UPDATE pgqueue.jobs j SET unique_key = NULL WHERE j.unique_key = submit.unique_key AND j.state = 'running';
+                UPDATE pgqueue.jobs j SET unique_key = NULL WHERE j.unique_key = submit_one.unique_key AND j.state = 'running';
             END IF;
         ELSE
-            SELECT j.id INTO id FROM pgqueue.jobs j WHERE j.unique_key = submit.unique_key;
+            SELECT j.id INTO id FROM pgqueue.jobs j WHERE j.unique_key = submit_one.unique_key;
         END IF;
         created := id IS NULL;  -- NULL: the holder ended, or has just given up its key: try again
         EXIT WHEN id IS NOT NULL;
@@ -236,7 +265,7 @@ DECLARE
 BEGIN
     IF unique_key IS NOT NULL OR group_key IS NOT NULL OR depends_on IS NOT NULL OR unique_for IS NOT NULL
        OR on_conflict IS DISTINCT FROM 'skip' OR on_dead IS DISTINCT FROM 'cancel' THEN
-        SELECT s.id INTO new_id FROM pgqueue.submit(task, payload, queue, priority, delay, run_at, max_attempts, timeout, unique_key,
+        SELECT s.id INTO new_id FROM pgqueue.submit_one(task, payload, queue, priority, delay, run_at, max_attempts, timeout, unique_key,
             meta, group_key, unique_for, on_conflict, depends_on, on_dead) s;
         RETURN new_id;
     END IF;
@@ -377,6 +406,7 @@ DECLARE
     siblings bigint[];
     many boolean := submit_each.batch_id IS NOT NULL OR jsonb_path_exists(submit_each.jobs, '$[*].after');
     duplicates integer := 0;
+    more text;
 BEGIN
     IF submit_each.batch_id IS NULL THEN
         PERFORM pgqueue.lock_upstream(submit_each.jobs);
@@ -399,7 +429,7 @@ BEGIN
             FROM jsonb_to_record(item) AS r(task text, queue text, priority integer, delay interval, run_at timestamptz,
                 max_attempts integer, timeout interval, unique_key text, meta jsonb, group_key text, unique_for interval, on_conflict text,
                 on_dead text)
-            CROSS JOIN LATERAL pgqueue.submit(r.task, coalesce(item -> 'payload', '{}'), coalesce(r.queue, 'default'), coalesce(r.priority, 5),
+            CROSS JOIN LATERAL pgqueue.submit_one(r.task, coalesce(item -> 'payload', '{}'), coalesce(r.queue, 'default'), coalesce(r.priority, 5),
                 r.delay, r.run_at, coalesce(r.max_attempts, 10), r.timeout, r.unique_key, r.meta, r.group_key, r.unique_for,
                 coalesce(r.on_conflict, 'skip'),
                 nullif(upstream, '{}'), coalesce(r.on_dead, 'cancel'), submit_each.batch_id, many, siblings) s;
@@ -409,8 +439,15 @@ BEGIN
             duplicates := duplicates + (NOT created)::integer;
             RETURN NEXT;
         END LOOP;
-    EXCEPTION WHEN data_exception OR program_limit_exceeded OR unique_violation THEN
-        RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM);
+    EXCEPTION
+        WHEN data_exception THEN
+            RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM);
+        WHEN program_limit_exceeded THEN
+            GET STACKED DIAGNOSTICS more = PG_EXCEPTION_HINT;
+            RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM), HINT = more;
+        WHEN unique_violation THEN  -- its detail is the id of the job that holds the key
+            GET STACKED DIAGNOSTICS more = PG_EXCEPTION_DETAIL;
+            RAISE EXCEPTION USING ERRCODE = SQLSTATE, MESSAGE = format('job %s: %s', index, SQLERRM), DETAIL = more;
     END;
     IF duplicates > 0 AND submit_each.batch_id IS NOT NULL THEN  -- a job that was there before belongs to no new batch
         PERFORM pgqueue.grow_batch(submit_each.batch_id, -duplicates);
@@ -429,11 +466,14 @@ BEGIN
     END IF;
 END $$;
 
--- So many more jobs, or fewer, belong to this batch.
+-- So many more jobs, or fewer, belong to this batch. The transaction that has made it may go on to fill it when all that is in
+-- it so far has ended at once (a dead upstream); and when what is taken back was all that it still waited for, it is finished.
 CREATE FUNCTION pgqueue.grow_batch(batch_id bigint, by integer) RETURNS void
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
-    UPDATE pgqueue.batches b SET total = b.total + grow_batch.by WHERE b.id = grow_batch.batch_id AND b.finished_at IS NULL;
+    UPDATE pgqueue.batches b SET total = b.total + grow_batch.by,
+        finished_at = CASE WHEN b.total + grow_batch.by BETWEEN 1 AND b.completed + b.dead + b.cancelled THEN now() END
+    WHERE b.id = grow_batch.batch_id AND (b.finished_at IS NULL OR b.created_at = now());
     IF NOT FOUND THEN
         RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value', MESSAGE = format('there is no unfinished batch %s', grow_batch.batch_id);
     END IF;

@@ -3,7 +3,8 @@
 
 -- Which of these upstreams have still to end (waiting), and which have ended badly where that matters (failed). Whoever ends
 -- or revives one of them later waits for our commit, and then sees the edge: live ones are locked and told that they have
--- followers, dead ones and batches are locked. One that is moving just now is looked for again. strict: an unknown id is refused.
+-- followers, dead ones and batches are locked. One that is moving just now (it ends, or is retried, between our looks at the two
+-- tables) is looked for again, in up to five rounds; mostly all are live and the first is the last. strict: an unknown id is refused.
 -- Locks: as whoever ends them takes them: jobs that may end by id, batches by id, blocked jobs by id.
 CREATE FUNCTION pgqueue.unmet(depends_on bigint[], on_dead text, strict boolean, OUT waiting bigint[], OUT failed bigint[])
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp SET plan_cache_mode = force_generic_plan SET jit = off SET enable_seqscan = off AS $$
@@ -237,24 +238,6 @@ BEGIN
             MESSAGE = 'jobs that others wait for, or that belong to a batch, can be ended under READ COMMITTED only';
     END IF;
     PERFORM pgqueue.resolve(ended || pgqueue.count_ended(ended));
-END $$;
-
--- Forget what has run out: throttles, full token buckets, batches older than any history. And edges to jobs that were pruned or
--- deleted by hand. One at a time.
-CREATE FUNCTION pgqueue.tidy() RETURNS void
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
-BEGIN
-    IF pg_try_advisory_xact_lock(hashtextextended('pgqueue.tidy', 0)) THEN
-        PERFORM pgqueue.resolve(ARRAY(
-            SELECT DISTINCT d.upstream_id FROM pgqueue.dependencies d
-            WHERE NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.id = d.upstream_id)));
-        DELETE FROM pgqueue.batches b
-        WHERE coalesce(b.finished_at, CASE WHEN b.total = 0 THEN b.created_at END) < now() - (SELECT max(r.keep) + interval '1 day' FROM pgqueue.retention r);
-        DELETE FROM pgqueue.throttles t WHERE t.until < now();
-        DELETE FROM pgqueue.buckets b USING pgqueue.queues q
-        WHERE b.group_key <> '' AND q.name = b.queue AND b.filled_at < now() - interval '1 hour'
-          AND (q.key_rate IS NULL OR pgqueue.tokens_now(b.tokens, b.filled_at, q.key_rate, coalesce(q.key_burst, 1)) >= coalesce(q.key_burst, 1));
-    END IF;
 END $$;
 
 -- The ids of a job (or a batch), of all that it depends on and of all that depend on it, directly or not, at most 2,000. A batch

@@ -155,9 +155,12 @@ DECLARE
     linked bigint[];
     complete bigint[];
 BEGIN
-    PERFORM FROM pgqueue.batches b WHERE b.id IN (  -- as in cancel
+    -- Locks as in cancel_batch: what may run, the batches, what is blocked.
+    PERFORM FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.state = 'available' ORDER BY j.id FOR UPDATE;
+    PERFORM FROM pgqueue.batches b WHERE b.id IN (
         SELECT j.batch_id FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.batch_id IS NOT NULL AND j.state = 'blocked')
     ORDER BY b.id FOR NO KEY UPDATE;
+    PERFORM FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.state = 'blocked' ORDER BY j.id FOR UPDATE;
     WITH gone AS (
         DELETE FROM pgqueue.jobs j WHERE j.queue = purge.queue AND j.state IN ('available', 'blocked')
         RETURNING j.id, j.batch_id, j.has_followers, j.depends_on

@@ -51,3 +51,21 @@ BEGIN
     END LOOP;
     RETURN;
 END $$;
+
+-- Forget what has run out: throttles, full token buckets, batches older than any history; and settle edges to jobs that were pruned
+-- or deleted by hand. From any number of workers: the second one returns at once.
+CREATE FUNCTION pgqueue.tidy() RETURNS void
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    IF pg_try_advisory_xact_lock(hashtextextended('pgqueue.tidy', 0)) THEN
+        PERFORM pgqueue.resolve(ARRAY(
+            SELECT DISTINCT d.upstream_id FROM pgqueue.dependencies d
+            WHERE NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.id = d.upstream_id)));
+        DELETE FROM pgqueue.batches b
+        WHERE coalesce(b.finished_at, CASE WHEN b.total = 0 THEN b.created_at END) < now() - (SELECT max(r.keep) + interval '1 day' FROM pgqueue.retention r);
+        DELETE FROM pgqueue.throttles t WHERE t.until < now();
+        DELETE FROM pgqueue.buckets b USING pgqueue.queues q
+        WHERE b.group_key <> '' AND q.name = b.queue AND b.filled_at < now() - interval '1 hour'
+          AND (q.key_rate IS NULL OR pgqueue.tokens_now(b.tokens, b.filled_at, q.key_rate, coalesce(q.key_burst, 1)) >= coalesce(q.key_burst, 1));
+    END IF;
+END $$;

@@ -29,13 +29,17 @@ GRANT EXECUTE ON FUNCTION pgqueue.related(bigint) TO pgqueue_reader, pgqueue_wor
 GRANT INSERT, UPDATE, DELETE ON pgqueue.jobs, pgqueue.leases, pgqueue.workers TO pgqueue_worker, pgqueue_admin;
 GRANT INSERT ON pgqueue.history TO pgqueue_worker, pgqueue_admin;
 GRANT EXECUTE ON FUNCTION pgqueue.bell_key(text), pgqueue.ring(text), pgqueue.prune(integer),
-    pgqueue.claim_managed, pgqueue.settle, pgqueue.tidy TO pgqueue_worker, pgqueue_admin;
+    pgqueue.claim_managed, pgqueue.settle, pgqueue.tidy,
+    pgqueue.tick, pgqueue.declare_schedules, pgqueue.forget_ticks TO pgqueue_worker, pgqueue_admin;
 GRANT USAGE ON SEQUENCE pgqueue.jobs_id_seq TO pgqueue_worker, pgqueue_admin;
 -- The admin: every verb.
 GRANT UPDATE ON pgqueue.retention TO pgqueue_admin;
+GRANT INSERT, UPDATE, DELETE ON pgqueue.schedules TO pgqueue_admin;
 GRANT EXECUTE ON FUNCTION
     pgqueue.cancel(bigint), pgqueue.retry(bigint), pgqueue.redrive(text, text, integer), pgqueue.purge(text), pgqueue.purge_dead(text),
-    pgqueue.pause(text), pgqueue.resume(text), pgqueue.limit_queue(text, jsonb), pgqueue.cancel_batch(bigint)
+    pgqueue.pause(text), pgqueue.resume(text), pgqueue.limit_queue(text, jsonb), pgqueue.cancel_batch(bigint),
+    pgqueue.backfill, pgqueue.pause_schedule, pgqueue.resume_schedule, pgqueue.remove_schedule
     TO pgqueue_admin;
 
+-- The first days of history; last, because a partition has no grants of its own.
 SELECT pgqueue.prune();

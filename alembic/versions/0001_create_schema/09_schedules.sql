@@ -78,7 +78,7 @@ CREATE TRIGGER schedules_edit BEFORE INSERT OR UPDATE ON pgqueue.schedules
 -- Fire these ticks: an array of {name, expression, time_zone, due, fire: [...], next}, worked out from what a worker saw at
 -- `looked_at` (this server's clock). Each schedule is passed over when another worker was first or it was edited or paused since
 -- (next_tick is no longer `due`), and all of them when the worker has slept over its plan: what is late by then is
--- for the misfire policy. Answers the ticks that were settled, with their jobs; NULL: dropped, fired before, or none to fire.
+-- for the misfire policy. Answers the ticks that were worked off, with their jobs; NULL: dropped, fired before, or none to fire.
 CREATE FUNCTION pgqueue.tick(plans jsonb, looked_at timestamptz) RETURNS TABLE (schedule text, tick timestamptz, job_id bigint)
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
@@ -127,7 +127,7 @@ BEGIN
     IF tick IS NULL OR EXISTS (SELECT FROM pgqueue.ticks t WHERE t.schedule = due.name AND t.tick = fire.tick) THEN
         RETURN NULL;
     END IF;
-    SELECT s.id, s.created INTO job FROM pgqueue.submit(
+    SELECT s.id, s.created INTO job FROM pgqueue.submit_one(
         task => due.task, payload => due.payload, queue => due.queue, priority => due.priority::integer,
         max_attempts => due.max_attempts::integer, timeout => due.timeout, unique_key => unique_key, group_key => due.group_key,
         meta => jsonb_build_object('schedule', due.name, 'tick', tick) || note) s;
@@ -213,10 +213,3 @@ LANGUAGE sql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
     WITH gone AS (DELETE FROM pgqueue.ticks t WHERE t.fired_at < now() - interval '30 days' RETURNING 1)
     SELECT count(*) FROM gone
 $$;
-
-REVOKE ALL ON FUNCTION pgqueue.on_schedule_edit, pgqueue.tick, pgqueue.fire, pgqueue.backfill, pgqueue.declare_schedules,
-    pgqueue.pause_schedule, pgqueue.resume_schedule, pgqueue.remove_schedule, pgqueue.forget_ticks FROM PUBLIC;
-GRANT SELECT ON pgqueue.schedules, pgqueue.ticks TO pgqueue_reader, pgqueue_worker, pgqueue_admin;
-GRANT EXECUTE ON FUNCTION pgqueue.tick, pgqueue.declare_schedules, pgqueue.forget_ticks TO pgqueue_worker, pgqueue_admin;
-GRANT INSERT, UPDATE, DELETE ON pgqueue.schedules TO pgqueue_admin;
-GRANT EXECUTE ON FUNCTION pgqueue.backfill, pgqueue.pause_schedule, pgqueue.resume_schedule, pgqueue.remove_schedule TO pgqueue_admin;
