@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
+import time
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
@@ -36,7 +38,8 @@ _ARM_PATIENCE: Final = 0.5  # of a claimer that has nothing to do; a due job may
 class Bell:
     """Wakes the claimer. ``rung`` is set when a job may wait; ``cancelled`` is called with the id of a running job.
 
-    ``edited`` is called when somebody has added or changed a schedule.
+    ``gap``: seconds between the last two notifications, ``heard``:
+    how many came since it was last set to 0. ``edited`` is called when somebody has added or changed a schedule.
     """
 
     def __init__(
@@ -63,6 +66,9 @@ class Bell:
         self.rung = asyncio.Event()
         self.armed = False
         self.up = False
+        self.gap = math.inf
+        self.heard = 0
+        self._heard_at = -math.inf
 
     async def loop(self) -> None:
         """For ever: keep a listening connection; ping it, since a silent partition shows itself in no other way."""
@@ -205,6 +211,9 @@ class Bell:
         elif channel.endswith(b".schedules"):
             self._edited()
         elif text in self._queues:
+            now = time.monotonic()
+            self.gap, self._heard_at = now - self._heard_at, now
+            self.heard += 1
             self.rung.set()
 
 

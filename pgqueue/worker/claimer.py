@@ -39,11 +39,15 @@ _LEFT_ALONE: Final = 0.5  # seconds for a queue whose lock somebody holds …
 _REFUSED: Final = 5.0  # … or whose claim was refused
 _HOT_GAP: Final = 0.002
 _HOT_FOR: Final = 0.02
-_DENSE: Final = 0.01  # two finds within this time: hot
-_DEAF: Final = (0.0, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0)  # seconds, after so many bells in vain …
-_IN_A_ROW: Final = 1.0  # … that came within this time of the last one
+_DENSE: Final = 0.01  # two finds, or two bells and a find, within this time: hot
+_YIELD_PACE: Final = 0.1  # what a look has found counts so much …
+_YIELD_LEAST: Final = 0.25  # … in the share of looks that find something, which is to be at least this
+_LOT: Final = 16  # bells after which it is asked who got the jobs …
+_LOT_WITHIN: Final = 5.0  # … if they came within this time
+_AWAKE: Final = 2.5  # so many stay awake, on average
+_MOST_DEAF: Final = 5.0
 _DEAF_LOOK: Final = 0.1
-_LATE: Final = 0.05  # a bell that comes so soon after a find may be for what was found
+_HELP: Final = 8  # a deaf worker that finds so many jobs at once is needed
 _LADDER: Final = (0.02, 0.05, 0.1, 0.2, 0.5)
 
 
@@ -83,10 +87,10 @@ class Claimer:
         self._full_scans = FullScans()
         self._found_at = 0.0
         self._hot = False
+        self._yield = 0.0
         self._rung = 0  # of the ladder
-        self._rang = False  # the bell, for the claim that comes next
-        self._vain = 0  # bells in a row for jobs that another worker has taken
-        self._deaf_until = -math.inf
+        self._got = 0  # jobs since lots were drawn
+        self._lots_at = self._deaf_until = -math.inf
         self._managed: dict[str, Managed] = {}  # queues with keys or limits
         self._more = False  # one of them gave as much as it was asked for
         self._managed_at = -math.inf
@@ -112,7 +116,7 @@ class Claimer:
                 await self._sleep(5)
                 continue
             if len(rows) < want and not self._more:
-                await self._rest(found=bool(rows))
+                await self._rest(len(rows))
 
     @property
     def managed(self) -> list[str]:
@@ -206,15 +210,11 @@ class Claimer:
             self._executor.put(self._hand.take(rows, token))
         return rows
 
-    async def _rest(self, *, found: bool) -> None:
+    async def _rest(self, found: int) -> None:
         """The claim came back short: nothing more is due. Sleep as the temper says."""
         now = time.monotonic()
-        self._count_vain(now, found=found)
-        if found:
-            self._hot = self._hot or now - self._found_at < _DENSE
-            self._found_at = now
-        elif self._hot and now - self._found_at > _HOT_FOR:
-            self._hot = False
+        self._draw_lots(now, found)
+        self._take_heat(now, found=found > 0)
         if self._hot:
             if self._bell.armed:
                 self._bell.disarm()
@@ -222,25 +222,40 @@ class Claimer:
         elif now < self._deaf_until:
             await self._sleep_deaf()
         elif self._bell.armed:
-            await self._sleep_until_due(found=found)
+            await self._sleep_until_due(found=found > 0)
         else:
             self._bell.rung.clear()
             self._rung = 0 if await self._bell.arm() else min(self._rung + 1, len(_LADDER) - 1)
             if not self._bell.armed:
-                await self._sleep_until_due(found=found)
+                await self._sleep_until_due(found=found > 0)
 
-    def _count_vain(self, now: float, *, found: bool) -> None:
-        """Every idle worker hears a bell, and one gets the job. Who is late again and again leaves it to the others.
-
-        Else fifty idle workers would look fifty times for each job; and while all of them are deaf or busy, enqueues
-        pay for no NOTIFY, which PostgreSQL lets commit only one at a time.
-        """
+    def _take_heat(self, now: float, *, found: bool) -> None:
+        """Hot: jobs come fast, to this worker or by the bells to all; until too few of its looks find any."""
+        if found and (now - self._found_at < _DENSE or self._bell.gap < _DENSE):
+            self._yield = self._yield if self._hot else 1.0
+            self._hot = True
         if found:
-            self._vain //= 2
-        elif self._rang and now - self._found_at > _LATE and not self._managed:  # keys and places come free by bells
-            self._vain = min(self._vain + 1, len(_DEAF) - 1) if now - self._deaf_until < _IN_A_ROW else 0
-            self._deaf_until = now + _DEAF[self._vain]
-        self._rang = False
+            self._found_at = now
+        self._yield += (found - self._yield) * _YIELD_PACE
+        if now - self._found_at > _HOT_FOR or self._yield < _YIELD_LEAST:
+            self._hot = False
+
+    def _draw_lots(self, now: float, found: int) -> None:
+        """Every idle worker hears every bell. When others get most of the jobs, leave the bells to them for a while.
+
+        Whose share is small leaves more probably. Else fifty workers would look fifty times for each job; and while
+        those that are awake are hot, enqueues pay for no NOTIFY, which PostgreSQL lets commit only one at a time.
+        """
+        self._got += found
+        if now < self._deaf_until:
+            if found >= _HELP:
+                self._deaf_until = now
+        elif self._bell.heard >= _LOT or self._managed:  # their bells also tell of keys and places that are free again
+            took = now - self._lots_at
+            if not self._managed and took < _LOT_WITHIN and random.random() > _AWAKE * self._got / self._bell.heard:  # noqa: S311
+                self._deaf_until = now + min(_MOST_DEAF, max(0.5, 10 * took)) * random.uniform(0.5, 1)  # noqa: S311
+            self._bell.heard = self._got = 0
+            self._lots_at = now
 
     async def _sleep_deaf(self) -> None:
         """Ring or not; but a job that nobody takes is looked for."""
@@ -295,10 +310,10 @@ class Claimer:
 
     async def _sleep(self, seconds: float) -> bool:
         """Until the bell rings (True), the worker stops, or the time is over."""
-        self._rang = await until_set(self._bell.rung, seconds)
-        if self._rang:
+        rang = await until_set(self._bell.rung, seconds)
+        if rang:
             self._bell.rung.clear()
-        return self._rang
+        return rang
 
     async def _wait_until_hungry(self) -> None:
         if self._bell.armed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
     import pytest
 
     from pgqueue import App
-    from pgqueue.worker import Worker
 
 NEVER = timedelta(minutes=5)  # a poll that no test waits for: what starts is what the bell woke
 
@@ -166,28 +166,33 @@ async def test_an_idle_worker_asks_rarely(dsn: str, app: App) -> None:
         assert worker.claimer._turn == turns, "it asks, it does not claim"
 
 
-async def ring_in_vain(dsn: str, worker: Worker) -> None:
-    """Until the worker does not listen any more, as when others are always faster."""
+async def test_a_worker_that_is_woken_in_vain_leaves_the_bell_to_others_for_a_while(dsn: str, app: App) -> None:
+    @app.task
+    async def noop() -> None:
+        pass
 
-    async def deaf() -> bool:
-        await execute(dsn, "SELECT pgqueue.ring('default')")
-        await asyncio.sleep(0.03)
-        return worker.claimer._vain >= 4 and worker.claimer._deaf_until > time.monotonic() and not worker.bell.armed
+    def deaf() -> bool:
+        return worker.claimer._deaf_until > time.monotonic() + 0.2 and not worker.bell.armed
 
-    await until(deaf, "it is deaf", within=20)
+    async with working(app) as worker:
+        await until(lambda: worker.bell.armed, "it is idle")
+        while not deaf():  # as when others are always faster
+            await execute(dsn, "SELECT pgqueue.ring('default')")
+        job = await noop.enqueue()
+        await in_state(job, "completed")
+        await until(lambda: worker.bell.armed, "it listens again")
 
 
-async def test_who_is_woken_in_vain_again_and_again_leaves_the_bell_to_others(dsn: str, app: App) -> None:
+async def test_the_only_worker_hears_every_bell(dsn: str, app: App) -> None:
     @app.task
     async def noop() -> None:
         pass
 
     async with working(app) as worker:
-        await until(lambda: worker.bell.armed, "it is idle")
-        await ring_in_vain(dsn, worker)
-        job = await noop.enqueue()
-        await in_state(job, "completed")
-        await until(lambda: worker.bell.armed, "it listens again")
+        for _ in range(60):
+            await until(lambda: worker.bell.armed, "it is idle")
+            await in_state(await noop.enqueue(), "completed")
+        assert worker.claimer._deaf_until == -math.inf
 
 
 async def test_a_worker_of_a_queue_with_limits_hears_every_bell(dsn: str, app: App) -> None:
@@ -198,7 +203,6 @@ async def test_a_worker_of_a_queue_with_limits_hears_every_bell(dsn: str, app: A
     await app.aclient.limit_queue("default", max_running=5)
     async with working(app) as worker:
         await until(lambda: worker.bell.armed and worker.claimer.managed, "it is idle")
-        for _ in range(10):
+        for _ in range(60):
             await execute(dsn, "SELECT pgqueue.ring('default')")
-            await asyncio.sleep(0.03)
-        assert worker.claimer._vain == 0
+        assert worker.claimer._deaf_until == -math.inf

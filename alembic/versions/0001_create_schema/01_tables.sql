@@ -76,6 +76,8 @@ CREATE TABLE pgqueue.leases (
     autovacuum_vacuum_threshold = 500,
     autovacuum_vacuum_cost_delay = 0
 );
+-- Compressing the ids took a twentieth of the server's CPU in a drain, to save 4 bytes of WAL per job.
+ALTER TABLE pgqueue.leases ALTER COLUMN job_ids SET STORAGE EXTERNAL;
 
 -- Finished work: a table per outcome (each has its own retention), a partition per day, dropped when old.
 -- The default partitions are the promise that a finish never fails because a day is missing.
