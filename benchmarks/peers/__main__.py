@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,14 +41,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         console.print(headline(facts), highlight=False)
         console.print(", ".join(f"{peer.title} {peer.version}" for peer in peers), highlight=False)
         bench = PeersBench(server, run.size.floor)
+        end = time.monotonic() + 60 * options.minutes
         try:
             with bench.stack:
                 for nth in range(1, options.repeat + 1):
                     for regime in regimes:
                         for case in regime.cases:
+                            if time.monotonic() > end:
+                                raise TimeoutError  # noqa: TRY301
                             run.case(bench, regime, case, peers, f"round {nth}/{options.repeat}")
         except KeyboardInterrupt:
             console.print("interrupted; so far:")
+        except TimeoutError:
+            console.print(f"{options.minutes:g} minutes are over in round {nth}; what was not reached has fewer rounds")
     run.report(console, regimes, options.repeat)
     if options.json is not None:
         tables = {regime.name: as_json(regime, run.measured) for regime in regimes}
@@ -128,11 +134,13 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--case", type=_texts, default=[""], metavar="TEXT,TEXT", help="only cases whose name has one of these in it"
     )
     parser.add_argument("--repeat", type=int, help="rounds; default 3, or 1 when quick")
+    parser.add_argument("--minutes", type=float, help="begin nothing after this time; default 55, or 5 when quick")
     parser.add_argument("--dsn", help="use this server (makes and drops databases there); default: a private one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of all rounds to this file")
     parser.add_argument("--charts", type=Path, metavar="FOLDER", help="write bar charts as SVG to this folder")
     parser.add_argument("--install-only", action="store_true", help="install the peers, measure nothing")
     options = parser.parse_args(arguments)
+    options.minutes = options.minutes or (55 if options.size == "full" else 5)
     options.repeat = options.repeat or (3 if options.size == "full" else 1)
     return options
 
