@@ -71,12 +71,14 @@ class Gathering:
     async def _send_together(self, some: list[tuple[JobSpec, asyncio.Future[Submitted]]]) -> None:
         try:
             answers = await self._send([spec for spec, _ in some])
+        except DatabaseUnreachableError as error:
+            for _, future in some:
+                _fail(future, DatabaseUnreachableError(*error.args))
         except PgqueueError as error:
             await self._send_apart(some, error)
         except BaseException as error:
             for _, future in some:
-                if not future.done():
-                    future.set_exception(error if isinstance(error, Exception) else asyncio.CancelledError())
+                _fail(future, error)
             raise
         else:
             for (_, future), answer in zip(some, answers, strict=True):
@@ -87,14 +89,28 @@ class Gathering:
 
     async def _send_apart(self, some: list[tuple[JobSpec, asyncio.Future[Submitted]]], error: PgqueueError) -> None:
         """One of them was refused, so none was written; whose fault it is shows when each goes alone."""
+        if len(some) == 1:
+            _fail(some[0][1], error)
+            return
         for spec, future in some:
-            if future.done():
-                continue
-            try:
-                if isinstance(error, DatabaseUnreachableError) or len(some) == 1:
-                    raise type(error)(*error.args) from error
-                answer = (await self._send([spec]))[0]
-            except PgqueueError as own:
-                future.set_exception(own)
-            else:
+            if not future.done():
+                await self._send_alone(spec, future)
+
+    async def _send_alone(self, spec: JobSpec, future: asyncio.Future[Submitted]) -> None:
+        try:
+            answer = (await self._send([spec]))[0]
+        except Exception as error:  # noqa: BLE001 - it is the caller's
+            _fail(future, error)
+        else:
+            if not future.done():
                 future.set_result(answer)
+
+
+def _fail(future: asyncio.Future[Submitted], error: BaseException) -> None:
+    """Its caller gets the error, if he still waits."""
+    if future.done():
+        return
+    if isinstance(error, Exception):
+        future.set_exception(error)
+    else:
+        future.cancel()
