@@ -484,7 +484,7 @@ class AsyncClient:
     async def _submit_together(self, specs: Sequence[JobSpec]) -> list[Submitted]:
         if len(specs) == 1:
             return [await self._run(statements.submit(specs[0], schema=self.schema), None)]
-        return await self._run(statements.submit_many(specs, schema=self.schema), None)
+        return await self._run(statements.submit_together(specs, schema=self.schema), None)
 
     async def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
         check_copyable(specs, connection, psycopg.AsyncConnection)

@@ -186,10 +186,21 @@ def submit_many(
     """
     after = after or {}
     jobs = orjson.dumps([_as_arguments(spec, after.get(nth)) for nth, spec in enumerate(specs)]).decode()
-    if len(specs) <= FEW and batch_id is None and not after and all(spec.plain for spec in specs):
-        return Statement(load("enqueue_few", schema), {"jobs": jobs}, _created)
     params = {"jobs": jobs, "batch_id": batch_id}
     return Statement(load("submit_many", schema), params, lambda rows: [Submitted(*row) for row in rows])
+
+
+def submit_together(specs: Sequence[JobSpec], *, schema: str) -> Statement[list[Submitted]]:
+    """Insert plain jobs of several callers, all or none, in the cheapest way for their number.
+
+    Of a few an error does not say which one it is about.
+    """
+    if len(specs) > FEW:
+        return submit_many(specs, schema=schema)
+    jobs = orjson.dumps([_as_arguments(spec) for spec in specs]).decode()
+    return Statement(
+        load("enqueue_few", schema), {"jobs": jobs}, lambda rows: [Submitted(row[0], created=True) for row in rows]
+    )
 
 
 def enqueue_many(specs: Sequence[JobSpec], *, schema: str) -> Statement[list[int]]:
@@ -547,10 +558,6 @@ def heartbeat(
 def sign_off(name: str, *, schema: str) -> Statement[None]:
     """Forget a worker that stopped in order."""
     return Statement(load("sign_off", schema), {"name": name}, _nothing)
-
-
-def _created(rows: list[Row]) -> list[Submitted]:
-    return [Submitted(row[0], created=True) for row in rows]
 
 
 def _as_arguments(spec: JobSpec, after: Sequence[int] | None = None) -> dict[str, Any]:

@@ -87,7 +87,13 @@ def test_who_falls_behind_gets_no_ratio() -> None:
     assert report.ratio_of(rounds, "oban", "p50_ms") is None
     [table] = report.make_tables(regime, {(regime.name, case.name): rounds}, {})
     assert "falls behind" in list(table.columns[1].cells)
-    assert "falls behind" in draw(regime, case, rounds)
+    facts = {
+        "date": "2030-01-01T00:00", "cpu": "c", "cores": 2, "memory_gib": 1.5, "kernel": "k", "postgresql": "18",
+        "settings": {"fsync": "on"}, "peers": {"pgqueue": "1", "chancy": "2.3", "oban": "4"},
+    }  # fmt: skip
+    chart = draw(regime, case, rounds, facts)
+    assert "falls behind" in chart
+    assert "PostgreSQL 18, fsync=on; pgqueue 1; Oban for Python 4; Chancy 2.3" in chart
 
 
 def test_pgqueues_adapter_refuses_an_unknown_command() -> None:

@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         content = {"size": run.size.name, "machine": facts, "regimes": tables, "failures": failures}
         options.json.write_text(json.dumps(content, indent=2) + "\n")
     if options.charts is not None:
-        write_charts(options.charts, regimes, run.measured)
+        write_charts(options.charts, regimes, run.measured, facts)
     return 1 if run.failures else 0
 
 
