@@ -115,6 +115,7 @@ class Claimer:
                 log.error("the claim was refused, trying again: %s", str(error).strip().split("\n")[0])  # noqa: TRY400
                 await self._sleep(5)
                 continue
+            self._got += len(rows)
             if len(rows) < want and not self._more:
                 await self._rest(len(rows))
 
@@ -246,7 +247,6 @@ class Claimer:
         Whose share is small leaves more probably. Else fifty workers would look fifty times for each job; and while
         those that are awake are hot, enqueues pay for no NOTIFY, which PostgreSQL lets commit only one at a time.
         """
-        self._got += found
         if now < self._deaf_until:
             if found >= _HELP:
                 self._deaf_until = now

@@ -9,12 +9,11 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
+import pytest
 
 from worker.support import execute, in_state, query, until, working
 
 if TYPE_CHECKING:
-    import pytest
-
     from pgqueue import App
 
 NEVER = timedelta(minutes=5)  # a poll that no test waits for: what starts is what the bell woke
@@ -183,15 +182,18 @@ async def test_a_worker_that_is_woken_in_vain_leaves_the_bell_to_others_for_a_wh
         await until(lambda: worker.bell.armed, "it listens again")
 
 
-async def test_the_only_worker_hears_every_bell(dsn: str, app: App) -> None:
-    @app.task
-    async def noop() -> None:
-        pass
+@pytest.mark.parametrize("slots", [1, 50])
+async def test_the_only_worker_hears_every_bell(app: App, slots: int) -> None:
+    """With one slot, and jobs too slow to claim ahead, each find is as much as was asked for."""
 
-    async with working(app) as worker:
-        for _ in range(60):
+    @app.task
+    async def slow() -> None:
+        await asyncio.sleep(0.06)
+
+    async with working(app, slots=slots) as worker:
+        for _ in range(40):
             await until(lambda: worker.bell.armed, "it is idle")
-            await in_state(await noop.enqueue(), "completed")
+            await in_state(await slow.enqueue(), "completed")
         assert worker.claimer._deaf_until == -math.inf
 
 
