@@ -111,13 +111,24 @@ class _Stopped(KeyboardInterrupt):
 
 @contextmanager
 def _told_to_stop() -> Iterator[None]:
-    """SIGTERM and the end of the terminal stop the run as Ctrl-C does: everything is cleared up."""
+    """SIGTERM and the end of the terminal stop the run as Ctrl-C does: everything is cleared up.
+
+    Python forgets what a signal raises while a destructor runs: then the signal is given once more.
+    """
 
     def stop(number: int, _frame: Any) -> None:
         raise _Stopped(number)
 
-    here = (signal.SIGTERM, signal.SIGHUP) if threading.current_thread() is threading.main_thread() else ()
+    def again(lost: sys.UnraisableHookArgs) -> None:
+        if isinstance(lost.exc_value, _Stopped):
+            threading.Timer(0.01, signal.pthread_kill, (threading.get_ident(), lost.exc_value.args[0])).start()
+        else:
+            unraisable(lost)
+
+    on_main_thread = threading.current_thread() is threading.main_thread()
+    here = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) if on_main_thread else ()
     heard = [number for number in here if signal.getsignal(number) is not signal.SIG_IGN]  # as under nohup
+    unraisable, sys.unraisablehook = sys.unraisablehook, again
     before = {number: signal.signal(number, stop) for number in heard}
     try:
         yield
@@ -126,3 +137,4 @@ def _told_to_stop() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        sys.unraisablehook = unraisable

@@ -127,6 +127,23 @@ def test_a_signal_while_the_database_works_leaves_nothing(number, empty_dsn, pgq
         signal.signal(number, before)
 
 
+def test_a_signal_that_comes_in_a_destructor_is_not_lost(empty_dsn, pgq, monkeypatch):
+    monkeypatch.setattr(scratch, "migrate", lambda *_args, **_options: None)
+
+    class Leaving:
+        def __del__(self):
+            signal.raise_signal(signal.SIGINT)
+
+    def interrupted(site):
+        Leaving()
+        site.sql("SELECT pg_sleep(30)")
+
+    monkeypatch.setitem(measure.REGIMES, "enqueue", interrupted)
+    answer = pgq("bench", "--dsn", empty_dsn, "--only", "enqueue")
+    assert (answer.code, answer.out, answer.err) == (130, "", "")
+    assert schemas(empty_dsn) == []
+
+
 def test_only_schemas_whose_owner_is_gone_are_dropped(empty_dsn, monkeypatch):
     monkeypatch.setattr(scratch, "migrate", lambda *_args, **_options: None)
     settings = Settings(dsn=empty_dsn)
