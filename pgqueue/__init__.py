@@ -1,6 +1,5 @@
 """pgqueue: a job queue whose only server is PostgreSQL."""
 
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 from pgqueue.app import App
@@ -44,13 +43,12 @@ from pgqueue.settings import Settings
 from pgqueue.signature import injected
 from pgqueue.statements import BatchRecord, QueueSettings, QueueStats, Submitted, WorkerRecord
 from pgqueue.task import Task, all_arguments
+from pgqueue.version import __version__ as __version__
 from pgqueue.worker import Worker
 from pgqueue.workflow import Batch, Step, Workflow
 
 if TYPE_CHECKING:
     from pgqueue.migrations import migrate
-
-__version__ = _version("pgqueue")
 
 __all__ = [
     "App", "AsyncClient", "Backoff", "Batch", "BatchNotFoundError", "BatchRecord", "BatchResultError", "BatchTask",
@@ -60,8 +58,8 @@ __all__ = [
     "JobStateError", "JobTimeoutError", "Jobs", "LeaseLostError", "PgqueueError", "QueueSettings", "QueueStats",
     "ResourceError", "ResultTimeoutError", "Retry", "ScheduleExistsError", "ScheduleNotFoundError",
     "ScheduleRecord", "ScheduleSpec", "SchemaError", "Settings", "SettingsError", "Snooze", "Step", "Submitted",
-    "Task", "UnknownTaskError", "Worker", "WorkerRecord", "Workflow", "all_arguments", "current_job", "injected",
-    "migrate", "never",
+    "Task", "UnknownTaskError", "Worker", "WorkerRecord", "Workflow", "all_arguments",
+    "current_job", "injected", "migrate", "never",
 ]  # fmt: skip
 
 

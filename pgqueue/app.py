@@ -246,33 +246,33 @@ class App:
     async def enqueue_many(self, jobs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None) -> list[Job]:
         """Enqueue many jobs in one round trip, all or none; see :meth:`pgqueue.Client.enqueue_many`."""
         if not self.middleware.wraps_enqueues:
-            return await self._write(list(jobs), copy, connection)
+            return await self._write(jobs, copy, connection)
         async with self.middleware.around_enqueue_async(list(jobs)) as sending:
             handles = await self._write(sending.specs, copy, connection)
             sending.ids = [job.id for job in handles]
         return handles
 
-    async def _write(self, specs: list[JobSpec], copy: bool, connection: Any) -> list[Job]:
+    async def _write(self, specs: Iterable[JobSpec], copy: bool, connection: Any) -> list[Job]:
         if copy:
             return [
                 Job(each, self) for each in await self.aclient.enqueue_many(specs, copy=True, connection=connection)
             ]
-        answers = await self.aclient.submit_many(specs, connection=connection)
+        answers = await self.aclient.submit_many(list(specs), connection=connection)
         return [Job(answer.id, self, created=answer.created) for answer in answers]
 
     def enqueue_many_sync(self, jobs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None) -> list[Job]:
         """The same for sync code."""
         if not self.middleware.wraps_enqueues:
-            return self._write_sync(list(jobs), copy, connection)
+            return self._write_sync(jobs, copy, connection)
         with self.middleware.around_enqueue(list(jobs)) as sending:
             handles = self._write_sync(sending.specs, copy, connection)
             sending.ids = [job.id for job in handles]
         return handles
 
-    def _write_sync(self, specs: list[JobSpec], copy: bool, connection: Any) -> list[Job]:
+    def _write_sync(self, specs: Iterable[JobSpec], copy: bool, connection: Any) -> list[Job]:
         if copy:
             return [Job(each, self) for each in self.client.enqueue_many(specs, copy=True, connection=connection)]
-        answers = self.client.submit_many(specs, connection=connection)
+        answers = self.client.submit_many(list(specs), connection=connection)
         return [Job(answer.id, self, created=answer.created) for answer in answers]
 
     def workflow(self, name: str | None = None) -> Workflow:

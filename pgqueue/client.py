@@ -11,7 +11,7 @@ import psycopg
 
 from pgqueue import statements
 from pgqueue.connection import Database, run, run_async, run_on, run_on_async, translated
-from pgqueue.copying import check_copyable, copy_blocks, due_queues
+from pgqueue.copying import Replayed, Rows, check_connection, check_copyable
 from pgqueue.durations import Duration, parse_duration
 from pgqueue.errors import (
     BatchNotFoundError,
@@ -61,12 +61,13 @@ class Client:
         """Insert many jobs, all or none; answers their ids in the order given.
 
         ``copy`` streams them with COPY: the fastest way in; needs the right to insert into ``jobs`` (not
-        pgqueue_producer), a psycopg connection, and jobs without unique_key.
+        pgqueue_producer), a psycopg connection, and jobs without unique_key. Without ``connection``, ``specs`` are
+        asked for one by one while the server takes in the ones before, in a transaction that is open as long: if they
+        are slow to come by, make a list of them first.
         """
-        specs = list(specs)
         if copy:
             return self._copy(specs, connection)
-        return [job.id for job in self.submit_many(specs, connection=connection)]
+        return [job.id for job in self.submit_many(list(specs), connection=connection)]
 
     def submit_many(
         self,
@@ -277,18 +278,25 @@ class Client:
     def _run(self, statement: Statement[T], connection: Any) -> T:
         return self.database.run(statement) if connection is None else run_on(connection, statement)
 
-    def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
-        check_copyable(specs, connection, psycopg.Connection)
+    def _copy(self, specs: Iterable[JobSpec], connection: Any) -> list[int]:
         if connection is None:
-            return self.database.transact(lambda own: self._copy(specs, own))
-        with translated(), connection.cursor(binary=True) as cursor:
-            now: datetime = cursor.execute("SELECT now()").fetchone()[0]
-            ids = run(connection, statements.reserve_ids(len(specs), schema=self.schema))
-            with cursor.copy(load("copy_jobs", self.schema)) as copy:
-                for block in copy_blocks(specs, ids, now):
-                    copy.write(block)
-            run(connection, statements.ring(due_queues(specs, now), schema=self.schema))
-        return ids
+            again = Replayed(specs)
+            return self.database.transact(lambda own: self._stream(again, own))
+        check_connection(connection, psycopg.Connection)
+        checked = check_copyable(specs)
+        with translated():
+            return self._stream(checked, connection)
+
+    def _stream(self, specs: Iterable[JobSpec], connection: psycopg.Connection[Any]) -> list[int]:
+        with connection.cursor(binary=True) as cursor:
+            rows = Rows(specs, cursor.execute("SELECT now()").fetchone()[0])  # type: ignore[index]
+            for count in rows.parts():
+                ids = run(connection, statements.reserve_ids(count, schema=self.schema))
+                with cursor.copy(load("copy_jobs", self.schema)) as copy:
+                    for block in rows.encoded(ids):
+                        copy.write(block)
+            run(connection, statements.ring(sorted(rows.queues), schema=self.schema))
+        return rows.ids
 
 
 class AsyncClient:
@@ -315,10 +323,9 @@ class AsyncClient:
 
     async def enqueue_many(self, specs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None) -> list[int]:
         """See :meth:`Client.enqueue_many`."""
-        specs = list(specs)
         if copy:
             return await self._copy(specs, connection)
-        return [job.id for job in await self.submit_many(specs, connection=connection)]
+        return [job.id for job in await self.submit_many(list(specs), connection=connection)]
 
     async def submit_many(
         self,
@@ -486,19 +493,25 @@ class AsyncClient:
             return [await self._run(statements.submit(specs[0], schema=self.schema), None)]
         return await self._run(statements.submit_together(specs, schema=self.schema), None)
 
-    async def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
-        check_copyable(specs, connection, psycopg.AsyncConnection)
+    async def _copy(self, specs: Iterable[JobSpec], connection: Any) -> list[int]:
         if connection is None:
-            return await self.database.atransact(lambda own: self._copy(specs, own))
+            again = Replayed(specs)
+            return await self.database.atransact(lambda own: self._stream(again, own))
+        check_connection(connection, psycopg.AsyncConnection)
+        checked = check_copyable(specs)
         with translated():
-            async with connection.cursor(binary=True) as cursor:
-                now: datetime = (await (await cursor.execute("SELECT now()")).fetchone())[0]
-                ids = await run_async(connection, statements.reserve_ids(len(specs), schema=self.schema))
+            return await self._stream(checked, connection)
+
+    async def _stream(self, specs: Iterable[JobSpec], connection: psycopg.AsyncConnection[Any]) -> list[int]:
+        async with connection.cursor(binary=True) as cursor:
+            rows = Rows(specs, (await (await cursor.execute("SELECT now()")).fetchone())[0])  # type: ignore[index]
+            for count in rows.parts():
+                ids = await run_async(connection, statements.reserve_ids(count, schema=self.schema))
                 async with cursor.copy(load("copy_jobs", self.schema)) as copy:
-                    for block in copy_blocks(specs, ids, now):
+                    for block in rows.encoded(ids):
                         await copy.write(block)
-                await run_async(connection, statements.ring(due_queues(specs, now), schema=self.schema))
-        return ids
+            await run_async(connection, statements.ring(sorted(rows.queues), schema=self.schema))
+        return rows.ids
 
 
 # -- what both clients check -----------------------------------------------------------------------------------------

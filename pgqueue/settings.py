@@ -30,7 +30,8 @@ class Settings:
         schema: the schema that holds this queue; several independent queues fit in one database.
         lease_duration: how long a claimed job is held without a renewal.
         lease_check_interval: how often a worker looks for expired leases.
-        poll_interval: the longest sleep of an idle worker; NOTIFY wakes it earlier.
+        poll_interval: the longest sleep of an idle worker that NOTIFY does not reach; one that it reaches sleeps up to
+            five times as long.
         slots: jobs that one worker process runs at the same time.
         shutdown_timeout: how long a stopping worker waits for running jobs.
         log_format: ``text`` or ``json``.

@@ -311,6 +311,95 @@ def test_one_bad_job_refuses_the_batch_and_is_named(client: Any, peer: Peer):
     assert peer.value("SELECT count(*) FROM pgqueue.jobs") == 0
 
 
+def test_a_copy_takes_the_next_jobs_while_the_server_takes_in_the_last(client: Any, peer: Peer):
+    """More than one COPY's worth: jobs are on the server before the last one is made, and none can be seen."""
+    seen = []
+
+    def jobs() -> Iterator[JobSpec]:
+        for n in range(45_001):
+            if n == 45_000:
+                seen.append(peer.value("SELECT pg_relation_size('pgqueue.jobs') > 0"))
+                seen.append(peer.value("SELECT count(*) FROM pgqueue.jobs"))
+            yield JobSpec("t", str(n))
+
+    ids = client.enqueue_many(jobs(), copy=True)
+    assert seen == [True, 0]
+    assert len(ids) == len(set(ids)) == 45_001
+    assert peer.value(
+        "SELECT count(*) FROM unnest(%s::bigint[]) WITH ORDINALITY AS given (id, nth) JOIN pgqueue.jobs USING (id)"
+        " WHERE payload = to_jsonb(nth - 1)", ids,
+    ) == 45_001  # fmt: skip
+
+
+@pytest.mark.parametrize("count", [1, 999, 1_000, 1_001, 2_000, 3_000])
+@pytest.mark.parametrize("kind", [list, iter])
+def test_a_copy_of_any_length_draws_few_ids_too_many(client: Any, peer: Peer, count: int, kind: Callable[..., Any]):
+    ids = client.enqueue_many(kind([JobSpec("t", str(n)) for n in range(count)]), copy=True)
+    assert ids == list(range(1, count + 1))
+    assert peer.value("SELECT array_agg(payload::int ORDER BY id) FROM pgqueue.jobs") == list(range(count))
+    assert peer.value("SELECT last_value FROM pgqueue.jobs_id_seq") <= (count if kind is list else 2 * count)
+
+
+def test_an_error_of_the_callers_iterator_leaves_nothing(client: Any, peer: Peer):
+    def jobs() -> Iterator[JobSpec]:
+        for _ in range(2_500):
+            yield JobSpec.make("t")
+        raise LookupError("no more of them")
+
+    with pytest.raises(LookupError, match="no more of them"):
+        client.enqueue_many(jobs(), copy=True)
+    assert peer.value("SELECT count(*) FROM pgqueue.jobs") == 0
+    assert client.enqueue_many([JobSpec.make("t")], copy=True)
+
+
+@pytest.mark.parametrize("fails", [False, True], ids=["complete", "failing"])
+def test_a_copy_that_lost_a_deadlock_is_done_again_as_a_whole(client: Any, peer: Peer, fails: bool):
+    """The iterator is asked once for each job; and what failed does not look complete the second time."""
+    peer.sql("CREATE SEQUENCE seen")
+    peer.sql("""
+        CREATE FUNCTION lose_once() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+            IF nextval('seen') = 1500 THEN RAISE 'chosen as the victim' USING ERRCODE = '40P01'; END IF;
+            RETURN new;
+        END $$
+    """)
+    peer.sql("CREATE TRIGGER lose_once BEFORE INSERT ON pgqueue.jobs FOR EACH ROW EXECUTE FUNCTION lose_once()")
+    asked = []
+
+    def jobs() -> Iterator[JobSpec]:
+        for n in range(5_000):
+            asked.append(n)
+            if fails and n == 4_500:
+                raise LookupError("no more of them")
+            yield JobSpec("t", str(n))
+
+    if fails:
+        with pytest.raises(LookupError, match="no more of them"):
+            client.enqueue_many(jobs(), copy=True)
+    else:
+        assert len(set(client.enqueue_many(jobs(), copy=True))) == 5_000
+        assert peer.value("SELECT last_value FROM seen") == 6_500
+        assert peer.value("SELECT count(DISTINCT payload) FROM pgqueue.jobs") == 5_000
+    assert peer.value("SELECT count(*) FROM pgqueue.jobs") == (0 if fails else 5_000)
+    assert asked == list(range(4_501 if fails else 5_000))
+
+
+@pytest.mark.parametrize("wrong", [JobSpec("t", unique_key="k"), None], ids=["unique", "raising"])
+def test_the_callers_transaction_outlives_what_can_not_be_copied(database: Database, dsn: str, wrong: JobSpec | None):
+    def jobs() -> Iterator[JobSpec]:
+        yield from [JobSpec.make("t")] * 1_500
+        if wrong is None:
+            raise LookupError
+        yield wrong
+
+    client = Client(database)
+    with psycopg.connect(dsn) as connection:
+        with pytest.raises((InvalidJobError, LookupError)):
+            client.enqueue_many(jobs(), copy=True, connection=connection)
+        client.enqueue(JobSpec.make("t"), connection=connection)
+    assert len(client.jobs()) == 1
+    database.close()
+
+
 def test_a_copy_that_the_table_refuses_leaves_nothing(client: Any, peer: Peer):
     with pytest.raises(DatabaseError, match="jobs_priority_is_0_to_9"):
         client.enqueue_many([JobSpec.make("t"), JobSpec("t", priority=99)], copy=True)

@@ -58,7 +58,8 @@ def worker(
     poll: Annotated[
         str | None,
         typer.Option(
-            metavar="DURATION", help="Look for jobs at least this often when idle. Default: POLL_INTERVAL, else 1s."
+            metavar="DURATION",
+            help="Look for jobs at least this often when NOTIFY does not reach it. Default: POLL_INTERVAL, else 1s.",
         ),
     ] = None,
     shutdown_timeout: Annotated[

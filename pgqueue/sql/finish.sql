@@ -54,7 +54,7 @@ WITH done AS MATERIALIZED (
     FROM outcome o JOIN kept k ON k.id = o.id
     WHERE j.id = ANY (%(ids)s::bigint[]) AND j.id = o.id AND j.lease_token = o.token AND j.state = 'running'
       AND NOT k.cancel_requested
-    RETURNING j.id
+    RETURNING j.id, j.queue
 ), ended AS (
     DELETE FROM pgqueue.leases l USING done d WHERE l.token = d.token
 ), settled AS (  -- batches are counted and followers told in the same commit, after the rows are in history
@@ -68,3 +68,5 @@ FROM outcome o
 WHERE NOT EXISTS (SELECT FROM landed l WHERE l.id = o.id) AND NOT EXISTS (SELECT FROM back b WHERE b.id = o.id)
 UNION ALL
 SELECT s.id, NULL FROM settled s  -- never any
+UNION ALL
+SELECT NULL, NULL FROM (SELECT DISTINCT b.queue FROM back b) again WHERE pgqueue.ring(again.queue) IS NULL  -- never any, too

@@ -19,7 +19,7 @@ from pgqueue.errors import DatabaseError, PgqueueError
 from pgqueue.statements import Statement
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+    from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
     from types import ModuleType
 
     from pgqueue.app import App
@@ -164,24 +164,22 @@ class _BoundClient(Client):
     def _run(self, statement: Statement[T], connection: Any) -> T:
         return super()._run(statement, None if connection is self.database else connection)
 
-    def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
+    def _copy(self, specs: Iterable[JobSpec], connection: Any) -> list[int]:
         """COPY needs psycopg's own connection, which the test's may not be: INSERT does the same."""
         if connection is not None or not isinstance(self.database, Bound):
             return super()._copy(specs, connection)
-        check_copyable(specs, None, psycopg.Connection)
-        return [job.id for job in self.submit_many(specs)]
+        return [job.id for job in self.submit_many(check_copyable(specs))]
 
 
 class _BoundAsyncClient(AsyncClient):
     async def _run(self, statement: Statement[T], connection: Any) -> T:
         return await super()._run(statement, None if connection is self.database else connection)
 
-    async def _copy(self, specs: Sequence[JobSpec], connection: Any) -> list[int]:
+    async def _copy(self, specs: Iterable[JobSpec], connection: Any) -> list[int]:
         """As in the sync one."""
         if connection is not None or not isinstance(self.database, Bound):
             return await super()._copy(specs, connection)
-        check_copyable(specs, None, psycopg.AsyncConnection)
-        return [job.id for job in await self.submit_many(specs)]
+        return [job.id for job in await self.submit_many(check_copyable(specs))]
 
 
 class Binding:

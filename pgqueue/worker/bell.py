@@ -38,8 +38,9 @@ _ARM_PATIENCE: Final = 0.5  # of a claimer that has nothing to do; a due job may
 class Bell:
     """Wakes the claimer. ``rung`` is set when a job may wait; ``cancelled`` is called with the id of a running job.
 
-    ``gap``: seconds between the last two notifications, ``heard``:
-    how many came since it was last set to 0. ``edited`` is called when somebody has added or changed a schedule.
+    ``armed_at``: since when enqueues ring it, if it is armed. ``gap``: seconds between the last two notifications,
+    ``heard``: how many came since it was last set to 0. ``edited`` is called when somebody has added or changed a
+    schedule.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Bell:
         self._row: list[bytes | None] = []
         self.rung = asyncio.Event()
         self.armed = False
+        self.armed_at = -math.inf
         self.up = False
         self.gap = math.inf
         self.heard = 0
@@ -104,7 +106,7 @@ class Bell:
         except (*LOST, TimeoutError):
             self._doubt.set()
             return False
-        self.armed = all(value == b"t" for value in taken)
+        self.armed, self.armed_at = all(value == b"t" for value in taken), time.monotonic()
         if not self.armed:  # an enqueue is testing one of the locks this very moment
             self._tell("SELECT pg_advisory_unlock_all()")
         return self.armed

@@ -48,7 +48,8 @@ _AWAKE: Final = 2.5  # so many stay awake, on average
 _MOST_DEAF: Final = 5.0
 _DEAF_LOOK: Final = 0.1
 _HELP: Final = 8  # a deaf worker that finds so many jobs at once is needed
-_LADDER: Final = (0.02, 0.05, 0.1, 0.2, 0.5)
+_FIRST_LOOK: Final = 0.02
+_ARMED_POLLS: Final = 5  # who has the bell sleeps so many poll intervals
 
 
 class Claimer:
@@ -88,7 +89,6 @@ class Claimer:
         self._found_at = 0.0
         self._hot = False
         self._yield = 0.0
-        self._rung = 0  # of the ladder
         self._got = 0  # jobs since lots were drawn
         self._lots_at = self._deaf_until = -math.inf
         self._managed: dict[str, Managed] = {}  # queues with keys or limits
@@ -223,12 +223,11 @@ class Claimer:
         elif now < self._deaf_until:
             await self._sleep_deaf()
         elif self._bell.armed:
-            await self._sleep_until_due(found=found > 0)
+            await self._sleep_until_due()
         else:
             self._bell.rung.clear()
-            self._rung = 0 if await self._bell.arm() else min(self._rung + 1, len(_LADDER) - 1)
-            if not self._bell.armed:
-                await self._sleep_until_due(found=found > 0)
+            if not await self._bell.arm():
+                await self._sleep_until_due()
 
     def _take_heat(self, now: float, *, found: bool) -> None:
         """Hot: jobs come fast, to this worker or by the bells to all; until too few of its looks find any."""
@@ -271,26 +270,33 @@ class Claimer:
                 return
             due = math.inf if ahead.seconds is None else max(ahead.seconds, 0.0) + 0.001
 
-    async def _sleep_until_due(self, *, found: bool) -> None:
+    async def _sleep_until_due(self) -> None:
         """Until there is something to claim: the bell rings, a job is due, or nobody knows.
 
-        What is asked meanwhile is not a claim but one statement that writes nothing: by the rungs of the ladder, then
-        every poll interval. A job that is due but was not to be had is claimed at that pace, too.
+        What is asked meanwhile is not a claim but one statement that writes nothing. A job that is due but was not to
+        be had is claimed at that pace, too.
         """
-        if found:
-            self._rung = len(_LADDER) if self._bell.armed else 0
         asked = False
         while not self._stopping.is_set():
             ahead = await self._look_ahead()
             if ahead is None or (ahead.ready and asked):
                 return
-            pause = min(_LADDER[self._rung] if self._rung < len(_LADDER) else self._poll, self._poll)
-            pause *= random.uniform(0.8, 1)  # noqa: S311 - so that workers do not look together
-            self._rung += 1
+            pause = self._pause(patient=not (ahead.ready or self._managed))
             due = math.inf if ahead.seconds is None else max(ahead.seconds, 0.0) + 0.001
             if await self._sleep(min(pause, due)) or due < pause or self._managed or not self._bell.armed:
                 return
             asked = True
+
+    def _pause(self, *, patient: bool) -> float:
+        """As long as the bell has been armed, or nothing been found without it; up to the poll interval, or some.
+
+        Who enqueued before the bell was armed did not ring it, and may commit at any time: a job whose transaction was
+        open for a second starts about as much later. Whoever came after rings.
+        """
+        armed = self._bell.armed
+        quiet = time.monotonic() - (self._bell.armed_at if armed else self._found_at)
+        longest = self._poll * (_ARMED_POLLS if armed and patient else 1)
+        return min(max(quiet, _FIRST_LOOK), longest) * random.uniform(0.8, 1)  # noqa: S311 - so that workers do not look together
 
     async def _look_ahead(self) -> statements.Ahead | None:
         """What is to come; None when that can't be had, or it is something that was not looked into."""

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final
 from pgqueue.run import Run
 
 if TYPE_CHECKING:
+    import threading
+
     from pgqueue.app import App
     from pgqueue.statements import Row
 
@@ -28,9 +30,13 @@ class Batch:
 
 
 class Hand:
-    """All leases of this worker. Changed on the event loop; the renewer's thread reads copies of the lists."""
+    """All leases of this worker. Changed on the event loop; the renewer's thread reads copies of the lists.
+
+    ``filled`` is set when something is taken, if somebody waits for that.
+    """
 
     def __init__(self, app: App) -> None:
+        self.filled: threading.Event | None = None
         self._app = app
         self._batches: dict[int, Batch] = {}
         self._expected: dict[int, None] = {}
@@ -42,7 +48,14 @@ class Hand:
         batch = self._batches[token] = Batch(token, {run.id: run for run in runs})
         if self._expected and not batch.runs.keys().isdisjoint(self._expected):
             batch.renewed_at = -math.inf
+        if self.filled is not None:
+            self.filled.set()
         return runs
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is held."""
+        return not self._batches
 
     def closing(self, runs: list[Run]) -> list[int]:
         """The leases that have no other job left but these."""

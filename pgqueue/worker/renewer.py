@@ -113,8 +113,7 @@ class Renewer:
     def _loop(self) -> None:
         pause = 0.0
         while not self._stop.is_set():
-            self._wake.wait(pause or self._tick)
-            self._wake.clear()
+            self._wait(pause or self._tick)
             try:
                 self.report()
                 self.renew()
@@ -128,6 +127,15 @@ class Renewer:
             else:
                 pause = 0.0
         self._close()
+
+    def _wait(self, seconds: float) -> None:
+        """Until the next look; one that holds nothing has none until something is taken."""
+        self._hand.filled = self._wake
+        if not self._hand.empty:
+            self._hand.filled = None
+        self._wake.wait(seconds if self._hand.filled is None else None)
+        self._hand.filled = None
+        self._wake.clear()
 
     def _run(self, statement: Statement[T]) -> T:
         """One statement; a peer that does not answer for half a lease is hung up on."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.metadata
 import logging
 import os
 import secrets
@@ -22,6 +21,7 @@ from pgqueue.resources import Lifespan
 from pgqueue.scheduler import Scheduler, forget_ticks
 from pgqueue.service import every
 from pgqueue.sweeper import sweep
+from pgqueue.version import __version__
 from pgqueue.worker.batches import BatchExecutor
 from pgqueue.worker.bell import Bell
 from pgqueue.worker.claimer import Claimer
@@ -268,7 +268,7 @@ class Worker:
     async def _heartbeat(self) -> None:
         clock = await self._links[2].arun(statements.heartbeat(
             self.name, socket.gethostname(), os.getpid(), self.queues, self.slots, self.executor.running,
-            importlib.metadata.version("pgqueue"), self._stopping.is_set(), schema=self.app.schema,
+            __version__, self._stopping.is_set(), schema=self.app.schema,
         ))  # fmt: skip
         self.claimer.marks.set_clock(clock)
 

@@ -807,6 +807,33 @@ def test_a_job_is_ready_that_a_claim_would_take(one: Peer):
     assert not one.ahead().ready
 
 
+@pytest.mark.parametrize("verdict", BACK)
+def test_what_goes_back_to_wait_rings_for_those_who_sleep_once_per_queue(one: Peer, two: Peer, verdict: str):
+    """They look ahead for when it is due; nobody else would tell them."""
+    for queue in "aab":
+        one.enqueue(queue=queue)
+    claim = one.claim(queues=["a", "b"])
+    two.sql('LISTEN "pgqueue.wake"')
+    for queue in "ab":
+        assert two.value("SELECT pg_try_advisory_lock_shared(pgqueue.bell_key(%s))", queue)
+    assert one.end(claim, verdict, delay=0.5) == []
+    one.sql("SELECT pg_notify('pgqueue.wake', 'the end')")
+    notes = two.connection.notifies(timeout=30, stop_after=3)
+    assert sorted(note.payload for note in notes) == ["a", "b", "the end"]
+
+
+def test_what_a_sweep_recovers_rings_for_those_who_sleep_and_what_ends_does_not(one: Peer, two: Peer):
+    one.enqueue(queue="a")
+    one.enqueue(queue="b", max_attempts=1)
+    one.claim(queues=["a", "b"], lease=timedelta(seconds=-1))
+    two.sql('LISTEN "pgqueue.wake"')
+    for queue in "ab":
+        assert two.value("SELECT pg_try_advisory_lock_shared(pgqueue.bell_key(%s))", queue)
+    assert {row.state for row in one.sweep()} == {"available", "dead"}
+    one.sql("SELECT pg_notify('pgqueue.wake', 'the end')")
+    assert [note.payload for note in two.connection.notifies(timeout=30, stop_after=2)] == ["a", "the end"]
+
+
 # -- everything at once ----------------------------------------------------------------------------------------------
 
 

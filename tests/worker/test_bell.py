@@ -152,17 +152,46 @@ async def test_a_bell_that_does_not_answer_is_given_up(app: App, monkeypatch: py
         await in_state(await note.enqueue(), "completed")
 
 
-async def test_an_idle_worker_asks_rarely(dsn: str, app: App) -> None:
+async def test_an_idle_worker_asks_more_and_more_rarely(dsn: str, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It asks, it does not claim; and as long as the bell has been armed it sleeps, up to five polls."""
+    asked: list[float] = []
+
     @app.task
     async def note() -> None:
         pass
 
-    async with working(app, poll=timedelta(seconds=1)) as worker:
-        await until(lambda: worker.bell.armed and worker.claimer._rung >= 5, "it has calmed down")
-        turns, looks, began = worker.claimer._turn, worker.claimer._rung, time.monotonic()
-        await until(lambda: worker.claimer._rung >= looks + 2, "two more looks")
-        assert time.monotonic() - began > 0.7
-        assert worker.claimer._turn == turns, "it asks, it does not claim"
+    async with working(app, poll=timedelta(seconds=0.2)) as worker:
+        await until(lambda: worker.bell.armed, "it is idle")
+        look = worker.claimer._look_ahead
+
+        async def counted() -> Any:
+            asked.append(time.monotonic())
+            return await look()
+
+        monkeypatch.setattr(worker.claimer, "_look_ahead", counted)
+        turns = worker.claimer._turn
+        await until(lambda: time.monotonic() - worker.bell.armed_at > 2.5, "it has calmed down")
+        seen = len(asked)
+        await until(lambda: len(asked) >= seen + 2, "two more looks")
+        assert asked[-1] - asked[-2] > 0.7
+        assert len(asked) < 14
+        assert worker.claimer._turn == turns
+
+
+async def test_a_job_of_a_transaction_that_began_before_the_bell_was_armed_is_found_soon(dsn: str, app: App) -> None:
+    """Its enqueue found nobody to wake, and its commit comes when everybody sleeps."""
+
+    @app.task
+    async def note() -> None:
+        pass
+
+    async with await psycopg.AsyncConnection.connect(dsn) as connection:
+        job = await note.using(connection).enqueue()
+        async with working(app, poll=timedelta(seconds=20)) as worker:
+            await until(lambda: worker.bell.armed, "it is idle")
+            await asyncio.sleep(0.5)
+            await connection.commit()
+            await in_state(job, "completed", within=10)
 
 
 async def test_a_worker_that_is_woken_in_vain_leaves_the_bell_to_others_for_a_while(dsn: str, app: App) -> None:
