@@ -34,6 +34,8 @@ from pgqueue.errors import (
     SchemaError,
     SettingsError,
     Snooze,
+    TokenExistsError,
+    TokenNotFoundError,
     UnknownTaskError,
 )
 from pgqueue.handle import Job, current_job
@@ -43,6 +45,7 @@ from pgqueue.settings import Settings
 from pgqueue.signature import injected
 from pgqueue.statements import BatchRecord, QueueSettings, QueueStats, Submitted, WorkerRecord
 from pgqueue.task import Task, all_arguments
+from pgqueue.tokens import TokenRecord
 from pgqueue.version import __version__ as __version__
 from pgqueue.worker import Worker
 from pgqueue.workflow import Batch, Step, Workflow
@@ -58,8 +61,8 @@ __all__ = [
     "JobStateError", "JobTimeoutError", "Jobs", "LeaseLostError", "PgqueueError", "QueueSettings", "QueueStats",
     "ResourceError", "ResultTimeoutError", "Retry", "ScheduleExistsError", "ScheduleNotFoundError",
     "ScheduleRecord", "ScheduleSpec", "SchemaError", "Settings", "SettingsError", "Snooze", "Step", "Submitted",
-    "Task", "UnknownTaskError", "Worker", "WorkerRecord", "Workflow", "all_arguments",
-    "current_job", "injected", "migrate", "never",
+    "Task", "TokenExistsError", "TokenNotFoundError", "TokenRecord", "UnknownTaskError", "Worker", "WorkerRecord",
+    "Workflow", "all_arguments", "current_job", "injected", "migrate", "never",
 ]  # fmt: skip
 
 

@@ -20,10 +20,13 @@ from pgqueue.errors import (
     JobStateError,
     ScheduleExistsError,
     ScheduleNotFoundError,
+    TokenExistsError,
+    TokenNotFoundError,
 )
 from pgqueue.gathering import Gathering
 from pgqueue.job import FINISHED, MAX_NAME_LENGTH, STATES, JobRecord, JobSpec, check_text
 from pgqueue.sql import load
+from pgqueue.tokens import EVERY_QUEUE, TokenSpec, hash_secret, is_secret, make_secret
 
 if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 
     from pgqueue.schedule import ScheduleRecord, ScheduleSpec
     from pgqueue.statements import BatchRecord, QueueSettings, QueueStats, Statement, Submitted, WorkerRecord
+    from pgqueue.tokens import TokenRecord
 
 T = TypeVar("T")
 
@@ -275,6 +279,56 @@ class Client:
         ticks = self.get_schedule(name, connection=connection).ticks_between(start, end, limit)
         return self._run(statements.backfill(name, ticks, schema=self.schema), connection)
 
+    def create_token(
+        self,
+        name: str,
+        scopes: Iterable[str],
+        queues: Iterable[str] = EVERY_QUEUE,
+        expires_in: Duration | None = None,
+        *,
+        connection: Any = None,
+    ) -> tuple[TokenRecord, str]:
+        """Create a token of the HTTP API; answers it and its secret, which nobody can be told again.
+
+        Args:
+            name: 1 to 128 characters; no two tokens have it at a time.
+            scopes: what it may do: some of ``enqueue``, ``work``, ``read``, ``admin``; admin implies the others.
+            queues: where: globs, ``*`` stands for any characters, ``?`` for one; default: everywhere.
+            expires_in: how long it is valid; None: until it is revoked.
+            connection: the caller's, to join its transaction.
+
+        Raises:
+            TokenExistsError: there is one of this name, perhaps expired, that was not revoked.
+            InvalidJobError: an argument has no meaning.
+        """
+        spec, secret = TokenSpec.make(name, scopes, queues, expires_in), make_secret()
+        statement = statements.create_token(spec, hash_secret(secret), schema=self.schema)
+        return check_created(name, self._run(statement, connection)), secret
+
+    def tokens(self, *, revoked: bool = False, connection: Any = None) -> list[TokenRecord]:
+        """The tokens by name, expired ones, too; with ``revoked`` also those that were revoked."""
+        return self._run(statements.list_tokens(revoked, schema=self.schema), connection)
+
+    def has_tokens(self, *, connection: Any = None) -> bool:
+        """Whether there ever was a token, also if all have expired or were revoked: then a server asks for one.
+
+        pgqueue_worker may call it.
+        """
+        return self._run(statements.has_tokens(schema=self.schema), connection)
+
+    def revoke_token(self, name: str, *, connection: Any = None) -> None:
+        """Let nobody in with this token any more; its name is free again. Raises TokenNotFoundError."""
+        check_token(name, self._run(statements.revoke_token(name, schema=self.schema), connection))
+
+    def find_token(self, secret: str, *, connection: Any = None) -> TokenRecord | None:
+        """The token of a secret, for a server to ask with each request; None: it is unknown, expired or revoked.
+
+        Notes in ``last_used_at`` that it was used, once a minute at most. pgqueue_worker may call it.
+        """
+        if not is_secret(secret):
+            return None
+        return self._run(statements.find_token(hash_secret(secret), schema=self.schema), connection)
+
     def _run(self, statement: Statement[T], connection: Any) -> T:
         return self.database.run(statement) if connection is None else run_on(connection, statement)
 
@@ -483,6 +537,38 @@ class AsyncClient:
         ticks = (await self.get_schedule(name, connection=connection)).ticks_between(start, end, limit)
         return await self._run(statements.backfill(name, ticks, schema=self.schema), connection)
 
+    async def create_token(
+        self,
+        name: str,
+        scopes: Iterable[str],
+        queues: Iterable[str] = EVERY_QUEUE,
+        expires_in: Duration | None = None,
+        *,
+        connection: Any = None,
+    ) -> tuple[TokenRecord, str]:
+        """See :meth:`Client.create_token`."""
+        spec, secret = TokenSpec.make(name, scopes, queues, expires_in), make_secret()
+        statement = statements.create_token(spec, hash_secret(secret), schema=self.schema)
+        return check_created(name, await self._run(statement, connection)), secret
+
+    async def tokens(self, *, revoked: bool = False, connection: Any = None) -> list[TokenRecord]:
+        """See :meth:`Client.tokens`."""
+        return await self._run(statements.list_tokens(revoked, schema=self.schema), connection)
+
+    async def has_tokens(self, *, connection: Any = None) -> bool:
+        """See :meth:`Client.has_tokens`."""
+        return await self._run(statements.has_tokens(schema=self.schema), connection)
+
+    async def revoke_token(self, name: str, *, connection: Any = None) -> None:
+        """See :meth:`Client.revoke_token`."""
+        check_token(name, await self._run(statements.revoke_token(name, schema=self.schema), connection))
+
+    async def find_token(self, secret: str, *, connection: Any = None) -> TokenRecord | None:
+        """See :meth:`Client.find_token`."""
+        if not is_secret(secret):
+            return None
+        return await self._run(statements.find_token(hash_secret(secret), schema=self.schema), connection)
+
     async def _run(self, statement: Statement[T], connection: Any) -> T:
         if connection is None:
             return await self.database.arun(statement)
@@ -529,6 +615,19 @@ def check_schedule(name: str, answer: T | None) -> T:
     if answer is None:
         raise ScheduleNotFoundError(name)
     return answer
+
+
+def check_created(name: str, record: TokenRecord | None) -> TokenRecord:
+    """Raises TokenExistsError for None."""
+    if record is None:
+        raise TokenExistsError(name)
+    return record
+
+
+def check_token(name: str, answer: bool | None) -> None:
+    """Raises TokenNotFoundError for None."""
+    if answer is None:
+        raise TokenNotFoundError(name)
 
 
 def check_found(job_id: int, record: JobRecord | None) -> JobRecord:

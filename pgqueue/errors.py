@@ -162,6 +162,28 @@ class ScheduleNotFoundError(PgqueueError, LookupError):
         return type(self), (self.name,)
 
 
+class TokenExistsError(PgqueueError):
+    """There is a token of this name already that was not revoked, perhaps one that has expired."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"there is a token {name!r} already; revoke it, or give the new one another name")
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name,)
+
+
+class TokenNotFoundError(PgqueueError, LookupError):
+    """There is no token of this name."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"no token {name!r}; see: pgq token list")
+        self.name = name
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.name,)
+
+
 class DatabaseError(PgqueueError):
     """PostgreSQL refused the statement."""
 

@@ -14,6 +14,7 @@ from pgqueue.bigints import pack_bigints
 from pgqueue.job import JobRecord, JobSpec
 from pgqueue.schedule import ScheduleRecord, Waiting
 from pgqueue.sql import load
+from pgqueue.tokens import TokenRecord
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from pgqueue.outcome import Outcome
     from pgqueue.schedule import Plan, ScheduleSpec
+    from pgqueue.tokens import TokenSpec
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
@@ -404,6 +406,40 @@ def forget_ticks(*, schema: str) -> Statement[int]:
     return Statement(load("forget_ticks", schema), None, _scalar)
 
 
+# -- tokens ---------------------------------------------------------------------------------------------------------
+
+
+def create_token(spec: TokenSpec, secret_hash: bytes, *, schema: str) -> Statement[TokenRecord | None]:
+    """Add a token; None: there is one of this name."""
+    params = {
+        "name": spec.name, "hash": secret_hash, "scopes": list(spec.scopes), "queues": list(spec.queues),
+        "expires_in": spec.expires_in,
+    }  # fmt: skip
+    return Statement(load("create_token", schema), params, _token)
+
+
+def find_token(secret_hash: bytes, *, schema: str) -> Statement[TokenRecord | None]:
+    """The token of a secret, None: unknown, expired or revoked; notes that it was used, once a minute."""
+    return Statement(load("find_token", schema), {"hash": secret_hash}, _token)
+
+
+def has_tokens(*, schema: str) -> Statement[bool]:
+    """Whether there ever was a token; revoked ones count."""
+    return Statement(load("has_tokens", schema), None, _scalar)
+
+
+def list_tokens(revoked: bool, *, schema: str) -> Statement[list[TokenRecord]]:
+    """The tokens by name, with ``revoked`` also those that were revoked."""
+    return Statement(
+        load("list_tokens", schema), {"revoked": revoked}, lambda rows: [TokenRecord.from_row(row) for row in rows]
+    )
+
+
+def revoke_token(name: str, *, schema: str) -> Statement[bool | None]:
+    """Have nobody let in with a token any more; answers True, None: no such token."""
+    return Statement(load("revoke_token", schema), {"name": name}, _scalar)
+
+
 # -- the engine -----------------------------------------------------------------------------------------------------
 
 
@@ -619,6 +655,10 @@ def _held(rows: list[Row]) -> dict[int, tuple[bool, bool]]:
 
 def _schedule(rows: list[Row]) -> ScheduleRecord | None:
     return ScheduleRecord.from_row(rows[0]) if rows else None
+
+
+def _token(rows: list[Row]) -> TokenRecord | None:
+    return TokenRecord.from_row(rows[0]) if rows else None
 
 
 def _records(rows: list[Row]) -> list[JobRecord]:

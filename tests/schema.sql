@@ -453,6 +453,33 @@ TABLE pgqueue.ticks
     GRANT r TO pgqueue_reader
     GRANT r TO pgqueue_worker
 
+TABLE pgqueue.tokens
+    WITH (fillfactor=70)
+    id bigint NOT NULL IDENTITY
+    name text NOT NULL
+    hash bytea
+    scopes text[] NOT NULL
+    queues text[] NOT NULL DEFAULT '{*}'::text[]
+    created_at timestamp with time zone NOT NULL DEFAULT now()
+    expires_at timestamp with time zone
+    last_used_at timestamp with time zone
+    revoked_at timestamp with time zone
+    CONSTRAINT tokens_hash UNIQUE (hash)
+    CONSTRAINT tokens_hash_is_of_sha_256 CHECK ((octet_length(hash) = 32))
+    CONSTRAINT tokens_have_a_hash_until_they_are_revoked CHECK (((hash IS NULL) = (revoked_at IS NOT NULL)))
+    CONSTRAINT tokens_name_has_1_to_128_characters CHECK (((char_length(name) >= 1) AND (char_length(name) <= 128)))
+    CONSTRAINT tokens_pkey PRIMARY KEY (id)
+    CONSTRAINT tokens_queues_are_1_to_100_globs CHECK ((((cardinality(queues) >= 1) AND (cardinality(queues) <= 100)) AND (array_ndims(queues) = 1) AND (array_position(queues, NULL::text) IS NULL) AND (array_position(queues, ''::text) IS NULL)))
+    CONSTRAINT tokens_scopes_are_known CHECK ((((cardinality(scopes) >= 1) AND (cardinality(scopes) <= 4)) AND (array_ndims(scopes) = 1) AND (scopes <@ ARRAY['enqueue'::text, 'work'::text, 'read'::text, 'admin'::text])))
+    CONSTRAINT tokens_times_are_from_1970_to_9998 CHECK ((((created_at >= '1970-01-01 00:00:00+00'::timestamp with time zone) AND (created_at <= '9999-01-01 00:00:00+00'::timestamp with time zone)) AND ((expires_at >= '1970-01-01 00:00:00+00'::timestamp with time zone) AND (expires_at <= '9999-01-01 00:00:00+00'::timestamp with time zone)) AND ((last_used_at >= '1970-01-01 00:00:00+00'::timestamp with time zone) AND (last_used_at <= '9999-01-01 00:00:00+00'::timestamp with time zone)) AND ((revoked_at >= '1970-01-01 00:00:00+00'::timestamp with time zone) AND (revoked_at <= '9999-01-01 00:00:00+00'::timestamp with time zone))))
+    CREATE UNIQUE INDEX tokens_hash ON pgqueue.tokens USING btree (hash)
+    CREATE UNIQUE INDEX tokens_name ON pgqueue.tokens USING btree (name) WHERE (revoked_at IS NULL)
+    CREATE UNIQUE INDEX tokens_pkey ON pgqueue.tokens USING btree (id)
+    GRANT arwd TO pgqueue_admin
+
+SEQUENCE pgqueue.tokens_id_seq
+    GRANT the default TO the default
+
 TABLE pgqueue.workers
     WITH (autovacuum_vacuum_scale_factor=0, autovacuum_vacuum_threshold=200, fillfactor=50)
     name text NOT NULL
@@ -957,6 +984,33 @@ $function$;
     GRANT X TO pgqueue_producer
     GRANT X TO pgqueue_worker
 
+CREATE OR REPLACE FUNCTION pgqueue.find_token(hash bytea)
+ RETURNS SETOF pgqueue.tokens
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+DECLARE
+    token pgqueue.tokens;
+BEGIN
+    SELECT t.* INTO token FROM pgqueue.tokens t
+    WHERE t.hash = find_token.hash AND (t.expires_at IS NULL OR t.expires_at > now());
+    IF NOT FOUND THEN
+        RETURN;
+    END IF;
+    IF token.last_used_at IS NULL OR token.last_used_at <= now() - interval '1 minute' THEN
+        UPDATE pgqueue.tokens t SET last_used_at = now()
+        WHERE t.id = (
+            SELECT s.id FROM pgqueue.tokens s
+            WHERE s.id = token.id AND (s.last_used_at IS NULL OR s.last_used_at <= now() - interval '1 minute')
+            FOR NO KEY UPDATE SKIP LOCKED);
+    END IF;
+    RETURN NEXT token;
+END $function$;
+-- pgqueue.find_token(bytea)
+    GRANT X TO pgqueue_admin
+    GRANT X TO pgqueue_worker
+
 CREATE OR REPLACE FUNCTION pgqueue.fire(due pgqueue.schedules, tick timestamp with time zone, unique_key text, note jsonb)
  RETURNS bigint
  LANGUAGE plpgsql
@@ -1019,6 +1073,18 @@ BEGIN
     END IF;
 END $function$;
 -- pgqueue.grow_batch(bigint,integer)
+
+CREATE OR REPLACE FUNCTION pgqueue.has_tokens()
+ RETURNS boolean
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+    SELECT EXISTS (SELECT FROM pgqueue.tokens)
+$function$;
+-- pgqueue.has_tokens()
+    GRANT X TO pgqueue_admin
+    GRANT X TO pgqueue_worker
 
 CREATE OR REPLACE FUNCTION pgqueue.key_tokens(q pgqueue.queues, key text, moment timestamp with time zone)
  RETURNS integer

@@ -22,6 +22,8 @@ from pgqueue.errors import (
     JobNotFoundError,
     JobStateError,
     SchemaError,
+    TokenExistsError,
+    TokenNotFoundError,
 )
 from pgqueue.statements import Statement
 
@@ -227,6 +229,109 @@ def test_a_strange_payload_from_sql_does_not_hide_the_other_jobs(client: Any, pe
 def test_a_deep_payload_from_sql_does_not_hide_the_other_jobs(client: Any, peer: Peer):
     job_id = peer.value("SELECT pgqueue.enqueue('t', %s::jsonb)", "[" * 1500 + "]" * 1500)
     assert [record.id for record in client.jobs()] == [job_id]
+
+
+# -- tokens ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_found_by_its_secret_until_it_is_revoked(client: Any):
+    record, secret = client.create_token("ci", ["work", "enqueue"], ["mail*"], "90d")
+    assert (record.name, record.scopes, record.queues) == ("ci", ("enqueue", "work"), ("mail*",))
+    assert record.expires_at - record.created_at == timedelta(days=90)
+    assert record.created_at.utcoffset() == record.expires_at.utcoffset() == timedelta(0)
+    assert (record.last_used_at, record.expired) == (None, False)
+    assert client.find_token(secret) == record
+    (listed,) = client.tokens()
+    assert listed.last_used_at >= record.created_at
+    client.revoke_token("ci")
+    assert client.find_token(secret) is None
+    assert client.tokens() == []
+    (revoked,) = client.tokens(revoked=True)
+    assert (revoked.id, revoked.last_used_at) == (record.id, listed.last_used_at)
+    assert revoked.revoked_at >= record.created_at
+    assert not revoked.allows("work")
+
+
+def test_a_queue_that_once_had_a_token_has_tokens_for_ever(client: Any, peer: Peer):
+    assert client.has_tokens() is False
+    client.create_token("ci", ["read"])
+    assert client.has_tokens() is True
+    peer.sql("UPDATE pgqueue.tokens SET expires_at = now()")
+    assert client.has_tokens() is True
+    client.revoke_token("ci")
+    assert client.has_tokens() is True
+
+
+def test_a_token_is_for_every_queue_and_for_ever_unless_said_otherwise(client: Any):
+    record, _ = client.create_token("ci", ["read"])
+    assert (record.queues, record.expires_at) == (("*",), None)
+
+
+def test_tokens_come_by_name_and_each_has_a_secret_of_its_own(client: Any):
+    made = [client.create_token(name, ["read"]) for name in ("b", "a", "c")]
+    assert [record.name for record in client.tokens()] == ["a", "b", "c"]
+    assert [client.find_token(secret).name for _, secret in made] == ["b", "a", "c"]
+    assert len({secret for _, secret in made}) == 3
+
+
+def test_a_name_is_one_tokens_until_that_is_revoked(client: Any):
+    first, secret = client.create_token("ci", ["read"])
+    with pytest.raises(TokenExistsError, match="a token 'ci' already; revoke it") as caught:
+        client.create_token("ci", ["admin"])
+    assert caught.value.name == "ci"
+    assert client.find_token(secret).scopes == ("read",)
+    client.revoke_token("ci")
+    second, _ = client.create_token("ci", ["admin"])
+    assert second.id > first.id
+    assert client.find_token(secret) is None
+    assert [record.id for record in client.tokens()] == [second.id]
+    assert [record.id for record in client.tokens(revoked=True)] == [first.id, second.id]
+
+
+def test_a_token_that_is_not_there_can_not_be_revoked(client: Any):
+    client.create_token("ghost", ["read"])
+    client.revoke_token("ghost")
+    (before,) = client.tokens(revoked=True)
+    with pytest.raises(TokenNotFoundError, match="no token 'ghost'; see: pgq token list") as caught:
+        client.revoke_token("ghost")
+    assert caught.value.name == "ghost"
+    assert client.tokens(revoked=True) == [before]
+
+
+def test_a_token_without_a_meaning_is_refused_and_nothing_is_written(client: Any):
+    for arguments in (("", ["read"]), ("ci", []), ("ci", ["read"], []), ("ci", ["read"], ["*"], 0)):
+        with pytest.raises(InvalidJobError):
+            client.create_token(*arguments)
+    assert client.tokens() == []
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("secret", ["", "pgq_", "Bearer x", "pgq_" + "0" * 63, "pgq_" + "G" * 64, "\0", "\udc80", None])
+def test_what_is_no_secret_is_unknown_and_asks_no_server(secret: Any):
+    assert Client(Database(lambda: NOWHERE)).find_token(secret) is None
+
+
+def test_the_secret_of_a_token_is_neither_stored_nor_logged(client: Any, peer: Peer, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level("DEBUG"):
+        record, secret = client.create_token("ci", ["read"])
+        found = client.find_token(secret)
+    bits = secret.removeprefix("pgq_")
+    ((row,),) = peer.sql("SELECT to_jsonb(t)::text FROM pgqueue.tokens t")
+    assert "ci" in row
+    for text in (row, caplog.text, repr(record), repr(found)):
+        assert bits not in text
+
+
+@pytest.mark.parametrize("ends", ["commit", "rollback"])
+def test_a_token_joins_the_callers_transaction(database: Database, dsn: str, ends: str):
+    client = Client(database)
+    with psycopg.connect(dsn) as connection:
+        _, secret = client.create_token("ci", ["read"], connection=connection)
+        assert client.find_token(secret, connection=connection)
+        assert client.find_token(secret) is None
+        getattr(connection, ends)()
+    assert len(client.tokens()) == (ends == "commit")
+    database.close()
 
 
 # -- many ------------------------------------------------------------------------------------------------------------

@@ -31,5 +31,7 @@ def test_an_error_is_the_same_after_pickling(kind: type[Exception]):
 
 
 def test_what_is_not_there_is_a_lookup_error():
-    for kind in (errors.JobNotFoundError, errors.BatchNotFoundError, errors.ScheduleNotFoundError):
+    for kind in (
+        errors.JobNotFoundError, errors.BatchNotFoundError, errors.ScheduleNotFoundError, errors.TokenNotFoundError,
+    ):  # fmt: skip
         assert issubclass(kind, LookupError)

@@ -16,6 +16,7 @@ from pgqueue.outcome import COMPLETED
 from pgqueue.schedule import ScheduleSpec
 from pgqueue.sql import load
 from pgqueue.statements import Lanes
+from pgqueue.tokens import TokenSpec, hash_secret, make_secret
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 S = "pgqueue"
 SPEC = JobSpec.make("t")
 SCHEDULE = ScheduleSpec.make("s", "@daily", "t")
+TOKEN = TokenSpec.make("t", ["read"])
 LANES = Lanes(["default"], [5], [None], [0])
 LEASE = timedelta(seconds=30)
 
@@ -67,6 +69,8 @@ WORKER = {
     "sign_off": statements.sign_off("w", schema=S),
     "ring": statements.ring(["q"], schema=S),
     "reserve_ids": statements.reserve_ids(2, schema=S),
+    "find_token": statements.find_token(hash_secret(make_secret()), schema=S),
+    "has_tokens": statements.has_tokens(schema=S),
 }
 ADMIN = {
     "cancel": statements.cancel(1, schema=S),
@@ -84,6 +88,9 @@ ADMIN = {
     "backfill": statements.backfill("s", [datetime(2026, 1, 1, tzinfo=UTC)], schema=S),
     "remove_schedule": statements.remove_schedule("s", schema=S),
     "set_retention": statements.set_retention("dead", LEASE, schema=S),
+    "create_token": statements.create_token(TOKEN, hash_secret(make_secret()), schema=S),
+    "list_tokens": statements.list_tokens(False, schema=S),
+    "revoke_token": statements.revoke_token(TOKEN.name, schema=S),
 }
 VERBS: dict[str, Statement[Any]] = PRODUCER | READER | WORKER | ADMIN
 MAY: dict[str, set[str]] = {
@@ -143,7 +150,7 @@ def test_only_the_worker_and_the_admin_may_copy_into_the_table(
 
 _PRODUCE = {"enqueue", "enqueue_many", "submit", "submit_many", "create_batch"}
 _WORK = {"bell_key", "ring", "prune", "tokens_now", "related", "claim_managed", "settle", "tidy",
-         "tick", "declare_schedules", "forget_ticks"}  # fmt: skip
+         "tick", "declare_schedules", "forget_ticks", "find_token", "has_tokens"}  # fmt: skip
 _OPERATE = {"cancel", "retry", "redrive", "purge", "purge_dead", "pause", "resume", "limit_queue", "cancel_batch",
             "backfill", "pause_schedule", "resume_schedule", "remove_schedule"}  # fmt: skip
 FUNCTIONS_OF = {
@@ -174,12 +181,16 @@ def test_no_public_function_takes_what_only_our_own_may_say(as_role: Callable[[s
 
 FORBIDDEN = {
     "pgqueue_producer": ["SELECT FROM pgqueue.jobs", "SELECT FROM pgqueue.all_jobs", "DELETE FROM pgqueue.jobs",
-                         "SELECT nextval('pgqueue.jobs_id_seq')", "INSERT INTO pgqueue.jobs (task) VALUES ('t')"],
+                         "SELECT nextval('pgqueue.jobs_id_seq')", "INSERT INTO pgqueue.jobs (task) VALUES ('t')",
+                         "SELECT FROM pgqueue.tokens", "SELECT pgqueue.find_token('')"],
     "pgqueue_reader": ["DELETE FROM pgqueue.jobs", "UPDATE pgqueue.queues SET paused = true",
-                       "INSERT INTO pgqueue.history SELECT", "SELECT nextval('pgqueue.jobs_id_seq')"],
+                       "INSERT INTO pgqueue.history SELECT", "SELECT nextval('pgqueue.jobs_id_seq')",
+                       "SELECT FROM pgqueue.tokens", "SELECT pgqueue.find_token('')"],
     "pgqueue_worker": ["DELETE FROM pgqueue.history", "UPDATE pgqueue.history SET result = '1'",
                        "UPDATE pgqueue.retention SET keep = '0'", "DELETE FROM pgqueue.queues",
                        "UPDATE pgqueue.schedules SET paused = true", "DELETE FROM pgqueue.ticks",
+                       "SELECT FROM pgqueue.tokens", "UPDATE pgqueue.tokens SET scopes = '{admin}'",
+                       "INSERT INTO pgqueue.tokens (name) VALUES ('mine')", "DELETE FROM pgqueue.tokens",
                        "DROP TABLE pgqueue.jobs", "TRUNCATE pgqueue.jobs", "CREATE TABLE pgqueue.mine ()"],
     "pgqueue_admin": ["DROP TABLE pgqueue.jobs", "TRUNCATE pgqueue.jobs", "CREATE TABLE pgqueue.mine ()",
                       "UPDATE pgqueue.history SET result = '1'", "DELETE FROM pgqueue.retention"],
@@ -195,6 +206,19 @@ def test_the_tables_are_closed_where_no_verb_needs_them(
     with pytest.raises((errors.InsufficientPrivilege, errors.SyntaxError)) as caught:
         as_role(role).execute(statement)
     assert isinstance(caught.value, errors.InsufficientPrivilege), statement
+
+
+def test_who_checks_a_token_learns_of_it_and_notes_its_use_without_a_right_on_the_table(
+    as_role: Callable[[str], psycopg.Connection[Any]],
+):
+    secret_hash = hash_secret(make_secret())
+    admin = as_role("pgqueue_admin")
+    run(admin, statements.create_token(TOKEN, secret_hash, schema=S))
+    found = run(as_role("pgqueue_worker"), statements.find_token(secret_hash, schema=S))
+    (listed,) = run(admin, statements.list_tokens(False, schema=S))
+    assert found
+    assert (found.name, found.last_used_at) == ("t", None)
+    assert listed.last_used_at is not None
 
 
 def test_no_function_and_no_table_is_for_public(dsn: str):

@@ -17,6 +17,8 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     execute_sql("""
+        DROP FUNCTION pgqueue.find_token, pgqueue.has_tokens;
+        DROP TABLE pgqueue.tokens;
         DROP FUNCTION pgqueue.tick, pgqueue.fire, pgqueue.backfill, pgqueue.declare_schedules, pgqueue.pause_schedule,
             pgqueue.resume_schedule, pgqueue.remove_schedule, pgqueue.forget_ticks;
         DROP TABLE pgqueue.ticks, pgqueue.schedules;

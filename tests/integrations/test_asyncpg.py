@@ -140,6 +140,10 @@ async def test_the_other_verbs_join_too(app, greet, connection, dsn):
     assert [s.ageing for s in await client.queue_settings(connection=connection)] == [timedelta(minutes=1)]
     await client.add_schedule(pgqueue.ScheduleSpec.make("s", "@daily", "greet", {"name": "x"}), connection=connection)
     assert [s.name for s in await client.schedules(connection=connection)] == ["s"]
+    token, secret = await client.create_token("ci", ["read"], ["a*", "b"], "1d", connection=connection)
+    assert await client.find_token(secret, connection=connection) == token
+    assert (token.scopes, token.queues) == (("read",), ("a*", "b"))
+    await client.revoke_token("ci", connection=connection)
     batch = await app.batch([greet.job(name="c")]).then(greet.job(name="d")).enqueue(connection=connection)
     assert (await client.batch(batch.id, connection=connection)).total == 1
     assert await client.purge("default", connection=connection) == 4

@@ -176,6 +176,9 @@ def test_the_other_verbs_join_a_session_too(app: App, greet: Any, engine: Engine
         client.set_retention("dead", "1d", connection=session)
         assert client.redrive(connection=session) == client.purge_dead(connection=session) == 0
         assert client.workers(connection=session) == []
+        token, secret = client.create_token("ci", ["read"], ["a*", "b"], "1d", connection=session)
+        assert client.find_token(secret, connection=session) == token
+        client.revoke_token("ci", connection=session)
         session.rollback()
     invariants.check(dsn, [])
 
@@ -293,6 +296,9 @@ async def test_the_other_verbs_join_an_async_session_too(app: App, greet: Any, a
         await client.set_retention("dead", "1d", connection=session)
         assert (await client.retention(connection=session))["dead"] == timedelta(days=1)
         assert await client.purge("default", connection=session) == 2
+        token, secret = await client.create_token("ci", ["read"], ["a*", "b"], "1d", connection=session)
+        assert await client.find_token(secret, connection=session) == token
+        await client.revoke_token("ci", connection=session)
         await session.rollback()
     invariants.check(dsn, [])
 
