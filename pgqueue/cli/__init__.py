@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
-from pgqueue.cli import batches, bench, db, dead, demo, enqueue, jobs, migrate, queues, schedules, stats, worker
+from pgqueue.cli import batches, bench, db, dead, demo, enqueue, jobs, migrate, queues, schedules, stats, tokens, worker
 from pgqueue.cli.errors import FAILED, INTERRUPTED, report_usage
 from pgqueue.cli.help import LINE, Group
 from pgqueue.cli.options import Context, DebugOption, DsnOption, JsonOption, SchemaOption
@@ -56,7 +56,7 @@ def _root(
 
 for module in (migrate, worker, enqueue, demo, bench):
     module.register(app)
-for group in (jobs, batches, dead, queues, schedules):
+for group in (jobs, batches, dead, queues, schedules, tokens):
     app.add_typer(group.app)
 stats.register(app)
 app.add_typer(db.app)
