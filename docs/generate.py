@@ -126,6 +126,15 @@ GLOSSARY: tuple[tuple[str, str, str], ...] = (
     ("backfill", "Enqueue the ticks of the past that have not fired.", "`backfill.sql`, `pgq schedule backfill`"),
     ("lane", "The jobs of one queue and one priority, in the order in which they are claimed.", "`claim.sql`"),
     ("mark", "Where a worker's next claim begins to look in a lane. In memory only.", "`worker/marks.py`"),
+    ("token", "What a client of the HTTP API shows: it has a name, scopes and queues.", "table `tokens`, `pgq token`"),
+    ("secret", "What the holder of a token has. The database has its hash.", "column `hash`, `find_token.sql`"),
+    ("scope", "What a token may do: enqueue, work, read, admin.", "column `scopes`, `--scope`"),
+    ("glob", "A pattern of queues' names; `*` and `?` are special.", "column `queues`, `--queue`"),
+    (
+        "revoke",
+        "Take the hash of a token away, so that it is refused from then on.",
+        "`revoke_token.sql`, `pgq token revoke`",
+    ),
     ("bell", "How an enqueue wakes an idle worker: an advisory lock and NOTIFY.", "`worker/bell.py`"),
 )
 
