@@ -17,6 +17,7 @@ from benchmarks import (
     drain,
     enqueue,
     flows,
+    http,
     keys,
     latency,
     memory,
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
     from benchmarks.harness import Regime
 
-_MODULES = (enqueue, drain, keys, latency, steady, rest, flows, backlog, recovery, memory, scale, distance)
+_MODULES = (enqueue, drain, keys, latency, steady, rest, flows, backlog, recovery, memory, scale, distance, http)
 REGIMES = {module.REGIME.name: module.REGIME for module in _MODULES}
 
 

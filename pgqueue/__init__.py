@@ -25,6 +25,7 @@ from pgqueue.errors import (
     JobStateError,
     JobTimeoutError,
     LeaseLostError,
+    PayloadTooLargeError,
     PgqueueError,
     ResourceError,
     ResultTimeoutError,
@@ -58,11 +59,11 @@ __all__ = [
     "Cancel", "Client", "CommandFailedError", "DatabaseError", "DatabaseUnreachableError", "Dead",
     "EmbeddedServerError", "Exponential", "Fixed", "HandlerCrashedError", "InvalidJobError", "InvalidPayloadError",
     "InvalidScheduleError", "Job", "JobExistsError", "JobFailedError", "JobNotFoundError", "JobRecord", "JobSpec",
-    "JobStateError", "JobTimeoutError", "Jobs", "LeaseLostError", "PgqueueError", "QueueSettings", "QueueStats",
-    "ResourceError", "ResultTimeoutError", "Retry", "ScheduleExistsError", "ScheduleNotFoundError",
-    "ScheduleRecord", "ScheduleSpec", "SchemaError", "Settings", "SettingsError", "Snooze", "Step", "Submitted",
-    "Task", "TokenExistsError", "TokenNotFoundError", "TokenRecord", "UnknownTaskError", "Worker", "WorkerRecord",
-    "Workflow", "all_arguments", "current_job", "injected", "migrate", "never",
+    "JobStateError", "JobTimeoutError", "Jobs", "LeaseLostError", "PayloadTooLargeError", "PgqueueError",
+    "QueueSettings", "QueueStats", "ResourceError", "ResultTimeoutError", "Retry", "ScheduleExistsError",
+    "ScheduleNotFoundError", "ScheduleRecord", "ScheduleSpec", "SchemaError", "Settings", "SettingsError", "Snooze",
+    "Step", "Submitted", "Task", "TokenExistsError", "TokenNotFoundError", "TokenRecord", "UnknownTaskError",
+    "Worker", "WorkerRecord", "Workflow", "all_arguments", "current_job", "injected", "migrate", "never",
 ]  # fmt: skip
 
 

@@ -28,8 +28,8 @@ from pgqueue.errors import (
     DatabaseError,
     DatabaseUnreachableError,
     InvalidJobError,
-    InvalidPayloadError,
     JobExistsError,
+    PayloadTooLargeError,
     PgqueueError,
     SchemaError,
 )
@@ -372,7 +372,7 @@ def translate(error: Exception) -> PgqueueError:
     state = getattr(error, "sqlstate", None) or ""
     message = str(error).strip().split("\n")[0]
     if state == "54000":
-        return InvalidPayloadError(message)
+        return PayloadTooLargeError(message)
     if state.startswith("22"):
         return InvalidJobError(message)
     if state == "23505" and (holder := _detail(error)).isdigit():

@@ -23,6 +23,10 @@ class InvalidPayloadError(InvalidJobError):
     """The payload is not JSON, too large, or does not fit the task's signature."""
 
 
+class PayloadTooLargeError(InvalidPayloadError):
+    """The payload is over 1 MiB, or the numbers and texts in it are too large for PostgreSQL."""
+
+
 class InvalidScheduleError(InvalidJobError):
     """A schedule whose expression, time zone or policy has no meaning, or that would never tick; nothing is written."""
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 import orjson
 
 from pgqueue.durations import Duration, format_duration, parse_duration
-from pgqueue.errors import InvalidJobError, InvalidPayloadError
+from pgqueue.errors import InvalidJobError, InvalidPayloadError, PayloadTooLargeError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -250,7 +250,7 @@ def parse_payload(text: str | bytes, what: str = "payload") -> str:
 def check_json(data: bytes, what: str = "payload") -> str:
     """The two things that are JSON and yet no jsonb: too large, and the NUL character."""
     if len(data) > MAX_PAYLOAD_BYTES:
-        raise InvalidPayloadError(
+        raise PayloadTooLargeError(
             f"{what} of {len(data)} bytes is over the limit of {MAX_PAYLOAD_BYTES}; "
             "store it in a table of your own and enqueue its key"
         )

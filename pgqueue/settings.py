@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 _PLAIN_NAMES = {
-    "lease_duration", "lease_check_interval", "poll_interval", "slots", "shutdown_timeout", "log_format",
+    "lease_duration", "lease_check_interval", "poll_interval", "slots", "shutdown_timeout", "log_format", "port",
 }  # fmt: skip
 
 

@@ -138,6 +138,25 @@ class Swept:
 
 
 @dataclass(frozen=True, slots=True)
+class Held:
+    """A running job as who finishes it for somebody else sees it.
+
+    Attributes:
+        token: of the lease that it runs under.
+        live: the lease has not run out.
+        last: no other job runs under the lease than those that were asked for.
+    """
+
+    id: int
+    queue: str
+    token: int
+    live: bool
+    attempt: int
+    max_attempts: int
+    last: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Lanes:
     """Where a claim looks, in order: parallel lists of queue, priority, and the mark it begins behind.
 
@@ -547,6 +566,23 @@ def renew(
         "ids": [job_id for job_id, _ in held], "tokens": [token for _, token in held],
     }  # fmt: skip
     return Statement(load("renew", schema), params, _held)
+
+
+def held(ids: Sequence[int], *, schema: str) -> Statement[dict[int, Held]]:
+    """Which of these jobs run, and under which leases."""
+    return Statement(load("held", schema), {"ids": list(ids)}, lambda rows: {row[0]: Held(*row) for row in rows})
+
+
+def split_lease(token: int, parts: Sequence[tuple[int, int, str]], *, schema: str) -> Statement[set[int]]:
+    """Give the jobs of a claim other leases: (id, token, worker) each; answers the ids that were still held."""
+    ids, tokens, workers = (list(column) for column in zip(*parts, strict=True))
+    params = {"token": token, "ids": ids, "tokens": tokens, "workers": workers}
+    return Statement(load("split_lease", schema), params, lambda rows: {row[0] for row in rows})
+
+
+def clock(*, schema: str) -> Statement[float]:
+    """The server's clock, in seconds since 1970."""
+    return Statement(load("clock", schema), None, _scalar)
 
 
 def progress(reports: Sequence[tuple[int, int, str]], *, schema: str) -> Statement[None]:

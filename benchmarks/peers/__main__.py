@@ -15,7 +15,7 @@ from rich.console import Console
 from benchmarks.peers.charts import write_charts
 from benchmarks.peers.install import PEERS, InstallError
 from benchmarks.peers.regimes import REGIMES, SIZES, PeersBench
-from benchmarks.peers.report import as_json, make_tables
+from benchmarks.peers.report import as_json, as_markdown, make_tables
 from benchmarks.report import headline, machine
 from benchmarks.server import open_server
 
@@ -55,13 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except TimeoutError:
             console.print(f"{options.minutes:g} minutes are over in round {nth}; what was not reached has fewer rounds")
     run.report(console, regimes, options.repeat)
-    if options.json is not None:
-        tables = {regime.name: as_json(regime, run.measured) for regime in regimes}
-        failures = [{"where": list(where), "why": why} for where, why in run.failures.items()]
-        content = {"size": run.size.name, "machine": facts, "regimes": tables, "failures": failures}
-        options.json.write_text(json.dumps(content, indent=2) + "\n")
-    if options.charts is not None:
-        write_charts(options.charts, regimes, run.measured, facts)
+    _write(options, regimes, run, facts)
     return 1 if run.failures else 0
 
 
@@ -120,6 +114,20 @@ class Run:
         self._progress.print(f"{name}: {regime} {case}: {error}", style="red", highlight=False)
 
 
+def _write(options: argparse.Namespace, regimes: list[Regime], run: Run, facts: dict[str, Any]) -> None:
+    """The files that were asked for."""
+    if options.json is not None:
+        tables = {regime.name: as_json(regime, run.measured) for regime in regimes}
+        failures = [{"where": list(where), "why": why} for where, why in run.failures.items()]
+        content = {"size": run.size.name, "machine": facts, "regimes": tables, "failures": failures}
+        options.json.write_text(json.dumps(content, indent=2) + "\n")
+    if options.markdown is not None:
+        pages = [as_markdown(regime, run.measured, run.failures) for regime in regimes]
+        options.markdown.write_text("\n".join(pages))
+    if options.charts is not None:
+        write_charts(options.charts, regimes, run.measured, facts)
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument(
@@ -137,6 +145,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, help="begin nothing after this time; default 55, or 5 when quick")
     parser.add_argument("--dsn", help="use this server (makes and drops databases there); default: a private one")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of all rounds to this file")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the tables for a page to this file")
     parser.add_argument("--charts", type=Path, metavar="FOLDER", help="write bar charts as SVG to this folder")
     parser.add_argument("--install-only", action="store_true", help="install the peers, measure nothing")
     options = parser.parse_args(arguments)

@@ -42,6 +42,19 @@ def make_tables(regime: Regime, measured: Rounds, failures: Mapping[tuple[str, s
     return tables
 
 
+def as_markdown(regime: Regime, measured: Rounds, failures: Mapping[tuple[str, str, str], str]) -> str:
+    """The same tables for a page."""
+    text = []
+    for table in make_tables(regime, measured, failures):
+        columns = [str(column.header) for column in table.columns]
+        cells = [list(column.cells) for column in table.columns]
+        rows = [[_plain(str(column[nth])) for column in cells] for nth in range(table.row_count)]
+        name = str(table.title).replace("\n", ", ")
+        lines = [columns, ["---", *["---:"] * (len(columns) - 1)], *rows]
+        text.append(f"### {name}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(text) + "\n"
+
+
 def as_json(regime: Regime, measured: Rounds) -> dict[str, Any]:
     """The same, with every round's figures."""
     cases: dict[str, Any] = {}
@@ -110,6 +123,11 @@ def _cells(regime: Regime, rounds: list[Round], name: str) -> list[str]:
             ratio = ratio_of(rounds, name, column.key) if name != OURS else None
             cells.append("" if ratio is None else f"{ratio:.2f}")
     return cells
+
+
+def _plain(text: str) -> str:
+    """As a page has it: our own line is bold, a range has a dash."""
+    return "**pgqueue**" if text == title(OURS) else text.replace("..", "\N{EN DASH}")
 
 
 def _cell(column: Column, found: list[float]) -> str:

@@ -10,7 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.main import get_command
 
-from pgqueue.cli import batches, bench, db, dead, demo, enqueue, jobs, migrate, queues, schedules, stats, tokens, worker
+from pgqueue.cli import (
+    batches,
+    bench,
+    db,
+    dead,
+    demo,
+    enqueue,
+    jobs,
+    migrate,
+    queues,
+    schedules,
+    serve,
+    stats,
+    tokens,
+    worker,
+)
 from pgqueue.cli.errors import FAILED, INTERRUPTED, report_usage
 from pgqueue.cli.help import LINE, Group
 from pgqueue.cli.options import Context, DebugOption, DsnOption, JsonOption, SchemaOption
@@ -54,7 +69,7 @@ def _root(
     ctx.obj = Context(dsn, schema, json, debug)
 
 
-for module in (migrate, worker, enqueue, demo, bench):
+for module in (migrate, worker, serve, enqueue, demo, bench):
     module.register(app)
 for group in (jobs, batches, dead, queues, schedules, tokens):
     app.add_typer(group.app)

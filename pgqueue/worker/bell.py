@@ -39,7 +39,8 @@ class Bell:
     """Wakes the claimer. ``rung`` is set when a job may wait; ``cancelled`` is called with the id of a running job.
 
     ``armed_at``: since when enqueues ring it, if it is armed. ``gap``: seconds between the last two notifications,
-    ``heard``: how many came since it was last set to 0. ``edited`` is called when somebody has added or changed a
+    ``heard``: how many came since it was last set to 0. ``named``: the queues they were for, until somebody empties
+    it; ``rung`` without any means that nobody knows. ``edited`` is called when somebody has added or changed a
     schedule.
     """
 
@@ -55,7 +56,8 @@ class Bell:
     ) -> None:
         self._dsn = dsn
         self._schema = schema
-        self._queues = queues
+        self.queues = queues
+        self.named: set[str] = set()
         self._cancelled = cancelled
         self._edited = edited
         self._silent = silent
@@ -93,6 +95,12 @@ class Bell:
             await asyncio.sleep(1)
         await asyncio.Event().wait()  # no bell: polling is enough
 
+    def serve(self, queues: list[str]) -> None:
+        """From the next arming on, be rung for these queues."""
+        if set(queues) != set(self.queues):
+            self.disarm()
+            self.queues = queues
+
     async def arm(self) -> bool:
         """Ask to be woken from now on; answers False when that can't be had now. Look once more after it.
 
@@ -118,7 +126,7 @@ class Bell:
             self._tell("SELECT pg_advisory_unlock_all()")
 
     def _sql(self, function: str) -> str:
-        keys = (f"{function}({self._schema}.bell_key({_literal(queue)}))" for queue in self._queues)
+        keys = (f"{function}({self._schema}.bell_key({_literal(queue)}))" for queue in self.queues)
         return "SELECT " + ", ".join(keys)
 
     async def _listen(self, connection: psycopg.AsyncConnection[Any]) -> bool:
@@ -212,10 +220,11 @@ class Bell:
                 self._cancelled(int(text))
         elif channel.endswith(b".schedules"):
             self._edited()
-        elif text in self._queues:
+        elif text in self.queues:
             now = time.monotonic()
             self.gap, self._heard_at = now - self._heard_at, now
             self.heard += 1
+            self.named.add(text)
             self.rung.set()
 
 

@@ -10,22 +10,21 @@ from __future__ import annotations
 import logging
 import math
 import random
-import secrets
 import time
 from typing import TYPE_CHECKING, Final
 
 import psycopg
 
-from pgqueue import statements
 from pgqueue.service import until_set
+from pgqueue.worker.claims import Claims
 from pgqueue.worker.link import LOST, RETRYABLE, Link
-from pgqueue.worker.marks import FullScans, Managed, Marks
 
 if TYPE_CHECKING:
     import asyncio
     from collections.abc import Callable
     from datetime import timedelta
 
+    from pgqueue import statements
     from pgqueue.statements import Row
     from pgqueue.worker.bell import Bell
     from pgqueue.worker.executor import Executor
@@ -33,10 +32,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_MANAGED_EVERY: Final = 1.0  # a limit or a first key takes effect within this time
-_MANAGED_FOR: Final = 60.0  # a queue with keys or limits is looked into for this long after it was seen to have them
-_LEFT_ALONE: Final = 0.5  # seconds for a queue whose lock somebody holds …
-_REFUSED: Final = 5.0  # … or whose claim was refused
 _HOT_GAP: Final = 0.002
 _HOT_FOR: Final = 0.02
 _DENSE: Final = 0.01  # two finds, or two bells and a find, within this time: hot
@@ -71,29 +66,20 @@ class Claimer:
         poll: timedelta,
         stopping: asyncio.Event,
     ) -> None:
-        self._link = link
+        self._claims = Claims(link, queues, tasks, schema=schema)
         self._hand = hand
         self._executor = executor
         self._bell = bell
         self._behind = behind
-        self._schema = schema
         self._worker = worker
-        self._queues = queues
-        self._tasks = tasks
         self._lease = lease
         self._poll = poll.total_seconds()
         self._stopping = stopping
-        self.marks = Marks(queues)
-        self._turn = 0
-        self._full_scans = FullScans()
         self._found_at = 0.0
         self._hot = False
         self._yield = 0.0
         self._got = 0  # jobs since lots were drawn
         self._lots_at = self._deaf_until = -math.inf
-        self._managed: dict[str, Managed] = {}  # queues with keys or limits
-        self._more = False  # one of them gave as much as it was asked for
-        self._managed_at = -math.inf
 
     async def loop(self) -> None:
         """Until the worker stops."""
@@ -104,7 +90,7 @@ class Claimer:
                 await self._wait_until_hungry()
                 continue
             try:
-                rows = await self.claim(want)
+                found = await self.claim(want)
             except RETRYABLE:
                 continue
             except LOST as error:
@@ -115,101 +101,35 @@ class Claimer:
                 log.error("the claim was refused, trying again: %s", str(error).strip().split("\n")[0])  # noqa: TRY400
                 await self._sleep(5)
                 continue
-            self._got += len(rows)
-            if len(rows) < want and not self._more:
-                await self._rest(len(rows))
+            self._got += found
+            if found < want and not self._claims.more:
+                await self._rest(found)
 
     @property
     def managed(self) -> list[str]:
         """The queues with keys or limits."""
-        return list(self._managed)
+        return list(self._claims.managed)
 
-    async def claim(self, limit: int) -> list[Row]:
-        """Claim up to ``limit`` jobs and hand them to the executor.
+    @property
+    def turns(self) -> int:
+        """How many claims there have been."""
+        return self._claims.turn
 
-        Queues with keys or limits and those without take turns at being first, so that neither starves the other.
-        """
-        self._turn += 1
-        self._more = False
-        rows = await self._claim_managed(limit) if self._turn % 2 else []
-        if len(rows) < limit:
-            rows += await self._claim_plain(limit - len(rows))
-        if time.monotonic() - self._managed_at > _MANAGED_EVERY:
-            self._know_managed(await self._link.arun(statements.managed_queues(self._queues, schema=self._schema)))
-        if not self._turn % 2 and len(rows) < limit:
-            rows += await self._claim_managed(limit - len(rows))
-        return rows
+    def set_clock(self, server: float) -> None:
+        """The server's clock, in seconds since 1970, as it is now."""
+        self._claims.marks.set_clock(server)
 
-    def _know_managed(self, queues: list[str]) -> None:
-        """A queue in which jobs with keys come and go is not forgotten at once."""
-        self._managed_at = now = time.monotonic()
-        for queue in queues:
-            self._managed.setdefault(queue, Managed()).seen_at = now
-        for queue in [queue for queue, known in self._managed.items() if now - known.seen_at > _MANAGED_FOR]:
-            del self._managed[queue]
+    async def claim(self, limit: int) -> int:
+        """Claim up to ``limit`` jobs and hand them to the executor; answers how many there were."""
+        return await self._claims.claim(
+            limit, self._take, lease=self._lease, worker=self._worker, soon=lambda: self._executor.soon, held=self._held
+        )
 
-    async def _claim_managed(self, limit: int) -> list[Row]:
-        """From each queue with keys or limits, in turns; not far ahead: what only waits here holds a place or a key."""
-        rows: list[Row] = []
-        queues = list(self._managed)
-        for nth in range(len(queues)):
-            queue = queues[(nth + self._turn // 2) % len(queues)]
-            want = min(limit - len(rows), self._executor.soon)
-            if want <= 0:
-                break
-            known = self._managed[queue]
-            if known.later <= time.monotonic():
-                rows += await self._claim_from(queue, known, want)
-        return rows
+    def _take(self, rows: list[Row], token: int, first: bool) -> None:
+        self._executor.put(self._hand.take(rows, token), first=first)
 
-    async def _claim_from(self, queue: str, known: Managed, limit: int) -> list[Row]:
-        """A queue whose claim fails is left alone for a while; the others have nothing to do with it."""
-        began = time.monotonic()
-        full = known.full_scans.due
-        marks = self.marks.of(queue, full=full)
-        hints = known.look({run.id for run in self._hand.runs()} if known.keys else set())
-        token = secrets.randbits(62) + 1
-        try:
-            rows = await self._link.arun(
-                statements.claim_managed(
-                    queue, marks, self._tasks, limit, token, self._lease, self._worker, hints, schema=self._schema
-                )
-            )
-            if statements.lacks_payloads(rows):
-                ids = [row[2] for row in rows]
-                payloads = await self._link.arun(statements.payloads(ids, token, schema=self._schema))
-                rows = statements.filled(rows, payloads)
-        except psycopg.errors.LockNotAvailable:
-            log.debug("somebody holds the lock of queue %s; trying again", queue)
-            known.later = time.monotonic() + _LEFT_ALONE * random.uniform(0.5, 1)  # noqa: S311
-            return []
-        except (*RETRYABLE, *LOST):
-            raise
-        except psycopg.Error as error:
-            reason = str(error).strip().split("\n")[0]
-            log.error("the claim from queue %s was refused, trying again: %s", queue, reason)  # noqa: TRY400
-            known.later = time.monotonic() + _REFUSED
-            return []
-        self._more = self._more or len(rows) == limit
-        known.looked(began, full=full, short=len(rows) < limit)
-        if rows:
-            known.took(rows)
-            self.marks.advance([row for row in rows if row[statements.COLUMNS] is None])
-            self._executor.put(self._hand.take([row[: statements.COLUMNS] for row in rows], token), first=True)
-        return rows
-
-    async def _claim_plain(self, limit: int) -> list[Row]:
-        began = time.monotonic()
-        full = self._full_scans.due
-        token = secrets.randbits(62) + 1
-        lanes = self.marks.lanes(full=full, turn=self._turn)
-        claim = statements.claim(lanes, self._tasks, limit, token, self._lease, self._worker, schema=self._schema)
-        rows = await self._link.arun(claim)
-        self._full_scans.made(began, full=full, short=len(rows) < limit)
-        if rows:
-            self.marks.advance(rows)
-            self._executor.put(self._hand.take(rows, token))
-        return rows
+    def _held(self) -> set[int]:
+        return {run.id for run in self._hand.runs()}
 
     async def _rest(self, found: int) -> None:
         """The claim came back short: nothing more is due. Sleep as the temper says."""
@@ -249,9 +169,9 @@ class Claimer:
         if now < self._deaf_until:
             if found >= _HELP:
                 self._deaf_until = now
-        elif self._bell.heard >= _LOT or self._managed:  # their bells also tell of keys and places that are free again
+        elif self._bell.heard >= _LOT or self.managed:  # their bells also tell of keys and places that are free again
             took = now - self._lots_at
-            if not self._managed and took < _LOT_WITHIN and random.random() > _AWAKE * self._got / self._bell.heard:  # noqa: S311
+            if not self.managed and took < _LOT_WITHIN and random.random() > _AWAKE * self._got / self._bell.heard:  # noqa: S311
                 self._deaf_until = now + min(_MOST_DEAF, max(0.5, 10 * took)) * random.uniform(0.5, 1)  # noqa: S311
             self._bell.heard = self._got = 0
             self._lots_at = now
@@ -281,9 +201,9 @@ class Claimer:
             ahead = await self._look_ahead()
             if ahead is None or (ahead.ready and asked):
                 return
-            pause = self._pause(patient=not (ahead.ready or self._managed))
+            pause = self._pause(patient=not (ahead.ready or self._claims.managed))
             due = math.inf if ahead.seconds is None else max(ahead.seconds, 0.0) + 0.001
-            if await self._sleep(min(pause, due)) or due < pause or self._managed or not self._bell.armed:
+            if await self._sleep(min(pause, due)) or due < pause or self._claims.managed or not self._bell.armed:
                 return
             asked = True
 
@@ -300,19 +220,11 @@ class Claimer:
 
     async def _look_ahead(self) -> statements.Ahead | None:
         """What is to come; None when that can't be had, or it is something that was not looked into."""
-        began = time.monotonic()
-        full = self._full_scans.due
-        lanes = self.marks.lanes(full=full, turn=0)
         try:
-            ahead = await self._link.arun(statements.next_due(lanes, self._tasks, schema=self._schema))
+            return await self._claims.ahead()
         except (psycopg.Error, OSError):
             await self._sleep(self._poll)
             return None
-        if full and not ahead.ready:  # else the claim has to look from the start, too
-            self._full_scans.made(began, full=True, short=True)
-        known = set(self._managed)
-        self._know_managed(ahead.managed)
-        return ahead if known.issuperset(ahead.managed) else None
 
     async def _sleep(self, seconds: float) -> bool:
         """Until the bell rings (True), the worker stops, or the time is over."""

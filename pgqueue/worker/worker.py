@@ -270,7 +270,7 @@ class Worker:
             self.name, socket.gethostname(), os.getpid(), self.queues, self.slots, self.executor.running,
             __version__, self._stopping.is_set(), schema=self.app.schema,
         ))  # fmt: skip
-        self.claimer.marks.set_clock(clock)
+        self.claimer.set_clock(clock)
 
     async def _sign_off(self) -> None:
         if self._links[2].down:

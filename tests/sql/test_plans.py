@@ -233,6 +233,23 @@ def test_a_sweep_goes_by_the_ids_in_the_lease(peer: Explainer):
     assert not [job_id for job_id in claim.ids if peer.state(job_id) == "running"]
 
 
+def test_what_is_held_is_found_by_id_and_looked_into_once_for_each_lease(peer: Explainer):
+    claim = peer.claim(BATCH, queues=["hot"])
+    plan = peer.explain(statements.held(claim.ids, schema=SCHEMA))
+    assert plan.indexes("jobs") == {"jobs_pkey"}
+    assert plan.indexes("leases") <= {"leases_pkey"}
+    assert plan.buffers <= 60 + 10 * len(claim.ids)
+
+
+def test_a_lease_is_split_by_id(peer: Explainer):
+    claim = peer.claim(BATCH, queues=["hot"])
+    parts = [(job_id, nth + 1, "w") for nth, job_id in enumerate(claim.ids)] or [(1, 1, "w")]
+    plan = peer.explain(statements.split_lease(claim.token, parts, schema=SCHEMA))
+    assert plan.indexes("jobs") == {"jobs_pkey"}
+    assert plan.indexes("leases") <= {"leases_pkey"}
+    assert plan.buffers <= 60 + 40 * len(parts)
+
+
 def test_progress_goes_by_id(peer: Explainer):
     claim = peer.claim(BATCH, queues=["hot"])
     reports = [(job_id, claim.token, '{"value": 1}') for job_id in claim.ids] or [(1, 1, "{}")]
@@ -310,6 +327,8 @@ ENGINE: dict[str, Callable[[Explainer], Statement[Any]]] = {
     "renew": lambda peer: statements.renew([1], [(1, 1)], LEASE, schema=SCHEMA),
     "progress": lambda peer: statements.progress([(1, 1, "{}")], schema=SCHEMA),
     "sweep": lambda peer: statements.sweep(10, schema=SCHEMA),
+    "held": lambda _peer: statements.held([1, 2], schema=SCHEMA),
+    "split_lease": lambda _peer: statements.split_lease(1, [(1, 2, "w")], schema=SCHEMA),
     "next_due": lambda peer: peer.next_due_statement(),
 }
 

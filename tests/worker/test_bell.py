@@ -169,13 +169,13 @@ async def test_an_idle_worker_asks_more_and_more_rarely(dsn: str, app: App, monk
             return await look()
 
         monkeypatch.setattr(worker.claimer, "_look_ahead", counted)
-        turns = worker.claimer._turn
+        turns = worker.claimer.turns
         await until(lambda: time.monotonic() - worker.bell.armed_at > 2.5, "it has calmed down")
         seen = len(asked)
         await until(lambda: len(asked) >= seen + 2, "two more looks")
         assert asked[-1] - asked[-2] > 0.7
         assert len(asked) < 14
-        assert worker.claimer._turn == turns
+        assert worker.claimer.turns == turns
 
 
 async def test_a_job_of_a_transaction_that_began_before_the_bell_was_armed_is_found_soon(dsn: str, app: App) -> None:

@@ -159,9 +159,9 @@ async def test_a_paused_queue_waits_and_goes_on_when_it_is_resumed(app: App) -> 
     async with working(app) as worker:
         await in_state(await note.enqueue(number=1), "completed")
         assert await app.aclient.pause("default")
-        turns = worker.claimer._turn
+        turns = worker.claimer.turns
         job = await note.enqueue(number=2)
-        await until(lambda: worker.claimer._turn > turns, "it has looked")
+        await until(lambda: worker.claimer.turns > turns, "it has looked")
         assert (await job.refresh()).state == "available"
         assert await app.aclient.resume("default")
         await in_state(job, "completed")
@@ -205,7 +205,7 @@ async def test_jobs_that_commit_late_with_an_early_time_are_found(dsn: str, app:
         return "ran"
 
     async with working(app) as worker:
-        await until(lambda: worker.claimer.marks._clock_offset is not None, "it knows the clock")
+        await until(lambda: worker.claimer._claims.marks._clock_offset is not None, "it knows the clock")
         for _ in range(5):
             await (await note.enqueue()).result(30)
         old = await note.enqueue()
@@ -289,7 +289,7 @@ async def test_an_idle_worker_looks_through_dead_rows_for_a_small_share_of_its_t
         pass
 
     async with working(app, poll=timedelta(milliseconds=20)) as worker:
-        await until(lambda: worker.claimer.marks._clock_offset is not None, "it can set marks")
+        await until(lambda: worker.claimer._claims.marks._clock_offset is not None, "it can set marks")
         await in_state(await note.enqueue(), "completed")
         link, send = worker._links[0], worker._links[0].arun
 

@@ -1,0 +1,5 @@
+"""The queue over HTTP: :func:`create_app` makes the application that ``pgq serve`` runs. Needs the extra ``server``."""
+
+from pgqueue.http.application import create_app
+
+__all__ = ["create_app"]

@@ -1,0 +1,30 @@
+"""Fields that reads do not show."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+HIDDEN: Final = "[redacted]"
+
+
+class Redact:
+    """A value without what stands under these names, at any depth; upper and lower case are the same."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = frozenset(name.lower() for name in names)
+
+    def __call__(self, value: Any) -> Any:
+        """The value itself when nothing is to be hidden."""
+        return self._hide(value) if self._names else value
+
+    def _hide(self, value: Any) -> Any:
+        if isinstance(value, dict):
+            return {
+                key: HIDDEN if str(key).lower() in self._names else self._hide(item) for key, item in value.items()
+            }  # fmt: skip
+        if isinstance(value, list):
+            return [self._hide(item) for item in value]
+        return value

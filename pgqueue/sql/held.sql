@@ -1,0 +1,18 @@
+-- What is known of running jobs to who will finish them for somebody else: under which lease, and whether that lease ends
+-- with them.
+--
+-- Parameters: ids.
+-- Index: jobs_pkey, leases_pkey.
+-- Answers (id, queue, token, live, attempt, max_attempts, last) of those that run. live: the lease has not run out;
+--   last: no other job runs under the lease than these, and none ever will: a token is given out once.
+WITH held AS MATERIALIZED (
+    SELECT j.id, j.queue, j.lease_token AS token, j.attempt, j.max_attempts
+    FROM pgqueue.jobs j WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'running'
+), lease AS MATERIALIZED (
+    SELECT l.token, l.lease_until > now() AS live, NOT EXISTS (
+        SELECT FROM pgqueue.jobs other
+        WHERE other.id = ANY (l.job_ids) AND other.id <> ALL (%(ids)s::bigint[]) AND other.lease_token = l.token
+    ) AS last
+    FROM pgqueue.leases l WHERE l.token = ANY (ARRAY(SELECT h.token FROM held h))
+)
+SELECT h.id, h.queue, h.token, l.live, h.attempt, h.max_attempts, l.last FROM held h JOIN lease l ON l.token = h.token

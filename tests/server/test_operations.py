@@ -1,0 +1,71 @@
+"""Health: what load balancers and Kubernetes ask."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+
+from server.conftest import Running, check_problem, until
+
+if TYPE_CHECKING:
+    import pytest
+
+    from server.conftest import Api
+
+
+def test_a_healthy_server_says_so(api: Api):
+    until(lambda: api.get("/health").json()["checks"]["listener"] == "ok", "it listens")
+    for path in ("/health", "/readyz"):
+        answer = api.get(path)
+        assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+        assert answer.json()["checks"] == {"database": "ok", "server": "ok", "listener": "ok"}
+    assert api.get("/livez").json() == {"status": "ok", "checks": {"process": "ok"}}
+
+
+def test_without_its_database_it_lives_and_is_not_ready(private_server: Any):
+    database = private_server(migrated=True)
+    with Running(database.dsn) as api:
+        assert api.get("/readyz").status_code == 200
+        database.stop("immediate")
+        answer = api.get("/readyz")
+        assert (answer.status_code, answer.json()["checks"]["database"]) == (503, "can't be reached")
+        assert api.get("/livez").status_code == 200
+        check_problem(api.post("/jobs/lease", json={}), 503, "database_unreachable")
+        database.start()
+        until(lambda: api.get("/readyz").status_code == 200, "it is ready again")
+        until(lambda: api.post("/jobs", json={}).status_code == 201, "it takes jobs again")
+        assert api.lease(wait=10)["payload"] == {}
+
+
+def test_without_a_schema_it_is_not_ready(empty_dsn: str):
+    with Running(empty_dsn) as api:
+        answer = api.get("/readyz")
+        assert answer.status_code == 503
+        assert "pgq migrate" in answer.json()["checks"]["database"]
+        check_problem(api.post("/jobs", json={}), 503, "schema")
+
+
+async def test_mounted_into_another_application_as_the_page_says(dsn: str, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PGQUEUE_DSN", dsn)
+    page = (Path(__file__).parent.parent.parent / "docs" / "http.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    site = names["site"]
+    async with (
+        site.router.lifespan_context(site),
+        httpx.AsyncClient(transport=httpx.ASGITransport(site), base_url="http://test/queue") as client,
+    ):
+        answer = await client.post("/jobs", json={"payload": {"password": "x"}})
+        assert answer.status_code == 201
+        job = (await client.post("/jobs/lease", json={"wait": 5})).json()
+        assert (await client.get(f"/jobs/{job['job_id']}")).json()["payload"] == {"password": "[redacted]"}
+        ended = await client.post(f"/jobs/{job['job_id']}/ack", json={"lease_token": job["lease_token"]})
+        assert ended.json()["state"] == "completed"
+        assert (await client.get("/readyz")).status_code == 200
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(site), base_url="http://test/queue") as client:
+        assert (await client.get("/readyz")).status_code == 503
+    await names["queue"].aclose()
