@@ -9,8 +9,8 @@ WITH held AS MATERIALIZED (
     SELECT j.id, j.queue, j.lease_token AS token, j.attempt, j.max_attempts
     FROM pgqueue.jobs j WHERE j.id = ANY (%(ids)s::bigint[]) AND j.state = 'running'
 ), lease AS MATERIALIZED (
-    SELECT l.token, l.lease_until > now() AS live, NOT EXISTS (
-        SELECT FROM pgqueue.jobs other
+    SELECT l.token, l.lease_until > now() AS live, 0 = (  -- counted: an EXISTS may become a join, and scan all jobs
+        SELECT count(*) FROM pgqueue.jobs other
         WHERE other.id = ANY (l.job_ids) AND other.id <> ALL (%(ids)s::bigint[]) AND other.lease_token = l.token
     ) AS last
     FROM pgqueue.leases l WHERE l.token = ANY (ARRAY(SELECT h.token FROM held h))

@@ -23,8 +23,10 @@ WITH whole AS MATERIALIZED (
     GROUP BY m.token, w.lease_until, w.claimed_at, w.queue
 ), ended AS (
     DELETE FROM pgqueue.leases l USING whole w
-    WHERE l.token = w.token AND NOT EXISTS (  -- nothing is left without a lease, whatever was asked for
-        SELECT FROM pgqueue.jobs j WHERE j.id = ANY (l.job_ids) AND j.lease_token = l.token AND j.id <> ALL (%(ids)s::bigint[]))
+    WHERE l.token = w.token AND 0 = (  -- nothing is left without a lease, whatever was asked for; counted as in held.sql
+        SELECT count(*) FROM pgqueue.jobs j
+        WHERE j.id = ANY (l.job_ids) AND j.lease_token = l.token AND j.id <> ALL (%(ids)s::bigint[])
+    )
 )
 UPDATE pgqueue.jobs j SET lease_token = m.token, worker = m.worker
 FROM mine m WHERE j.id = ANY (%(ids)s::bigint[]) AND j.id = m.id

@@ -556,8 +556,8 @@ async def test_a_run_cancelled_on_its_way_to_a_slot_never_starts(app: App) -> No
     async with working(app) as worker:
         put = worker.executor.put
 
-        def put_and_cancel(runs: list[Any]) -> None:
-            put(runs)
+        def put_and_cancel(runs: list[Any], *, first: bool) -> None:
+            put(runs, first=first)
             for run in runs:
                 worker.executor.cancel(run)
 
