@@ -187,9 +187,13 @@ class Database:
     Args:
         resolve_dsn: answers the DSN; for an embedded server it also starts or joins it.
         embedded: ask again for each new connection, so that a server that was killed is started again.
+
+    Attributes:
+        patience: seconds that somebody waits for a connection; default 30.
     """
 
     def __init__(self, resolve_dsn: Callable[[], str], *, embedded: bool = False) -> None:
+        self.patience = _POOL_PATIENCE
         self._resolve_dsn = resolve_dsn
         self._embedded = embedded
         self._size = _POOL_SIZE
@@ -222,10 +226,10 @@ class Database:
 
     @contextmanager
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
-        """A pooled autocommit connection. Raises DatabaseUnreachableError when none is to be had in 30 s."""
+        """A pooled autocommit connection. Raises DatabaseUnreachableError when none is to be had in time."""
         with translated():
             pool = self._sync_pool()
-            connection = pool.getconn(timeout=_POOL_PATIENCE)
+            connection = pool.getconn(timeout=self.patience)
         try:
             yield connection
         finally:
@@ -236,7 +240,7 @@ class Database:
         """The same for async code, from the running loop's pool."""
         with translated():
             pool = await self._async_pool()
-            connection = await pool.getconn(timeout=_POOL_PATIENCE)
+            connection = await pool.getconn(timeout=self.patience)
         try:
             yield connection
         finally:
@@ -328,7 +332,7 @@ class Database:
                 self._sync = ConnectionPool(
                     self.address if self._embedded else dsn, connection_class=OwnConnection,
                     min_size=0, max_size=self._size, kwargs={"autocommit": True}, configure=_configure,
-                    check=_check, reconnect_timeout=_POOL_PATIENCE, open=True, name="pgqueue",
+                    check=_check, reconnect_timeout=self.patience, open=True, name="pgqueue",
                 )  # fmt: skip
             return self._sync
 
@@ -340,7 +344,7 @@ class Database:
             pool = self._async.setdefault(loop, AsyncConnectionPool(
                 self._aaddress if self._embedded else dsn, connection_class=OwnAsyncConnection,
                 min_size=0, max_size=self._size, kwargs={"autocommit": True}, configure=_aconfigure,
-                check=_acheck, reconnect_timeout=_POOL_PATIENCE, open=False, name="pgqueue",
+                check=_acheck, reconnect_timeout=self.patience, open=False, name="pgqueue",
             ))  # fmt: skip
             await pool.open()
         return pool

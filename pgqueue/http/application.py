@@ -16,7 +16,7 @@ from pgqueue.http.desk import Desk
 from pgqueue.http.fast import Fast
 from pgqueue.http.leases import Endings, Leases
 from pgqueue.http.limits import Limited
-from pgqueue.http.links import Links
+from pgqueue.http.links import PATIENCE, Links
 from pgqueue.http.problems import Problem, install
 from pgqueue.http.redaction import Redact
 from pgqueue.pruner import prune, tidy
@@ -65,7 +65,8 @@ def create_app(
         site.mount("/queue", api)
 
     Args:
-        queue: whose database and settings to use; its tasks are not run here.
+        queue: whose database and settings to use; its tasks are not run here. From now on nobody waits longer than 5
+            seconds for one of its connections: a client is told to ask again.
         redact: names of fields whose values reads do not show, at any depth, in payloads, results, progress, errors and
             meta; upper and lower case are the same.
         most_bytes: of a body; a larger one is answered with 413.
@@ -75,6 +76,7 @@ def create_app(
         title="pgqueue", version=__version__, description=_ABOUT, lifespan=_lifespan, docs_url=None, redoc_url=None,
         generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
+    queue.database.patience = PATIENCE
     install(api)
     api.add_middleware(Fast)
     api.add_middleware(Limited, most_bytes=most_bytes, most_requests=most_requests)
@@ -99,6 +101,7 @@ def _open(api: FastAPI) -> None:
 
     api.state.links = Links(queue.database.address)
     api.state.upkeep = Links(queue.database.address, 1)
+    api.state.scheduling = Links(queue.database.address, 1)  # opened when a tick is near; nothing makes it late
     api.state.lease = settings.lease_duration
     api.state.leases = Leases(api.state.links, queue.schema)
     api.state.endings = Endings(api.state.leases)
@@ -113,7 +116,7 @@ async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
     desk: Desk = api.state.desk
     upkeep: Links = api.state.upkeep
     schema, settings = queue.schema, queue.settings
-    scheduler = Scheduler(upkeep, upkeep, schema, [], hears=lambda: desk.bell.up)
+    scheduler = Scheduler(upkeep, api.state.scheduling, schema, [], hears=lambda: desk.bell.up)
 
     async def clear_up() -> None:
         await prune(upkeep, schema)
@@ -141,6 +144,7 @@ async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
         await asyncio.gather(*background, return_exceptions=True)
         await api.state.links.close()
         await upkeep.close()
+        await api.state.scheduling.close()
         await queue.aclose()
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-_PATIENCE: Final = 5.0  # a request does not wait longer for a connection: its client may ask again
+PATIENCE: Final = 5.0  # a request does not wait longer for a connection: its client may ask again
 _MOST_TRIES: Final = 8
 
 
@@ -41,19 +41,29 @@ class Links:
             DatabaseUnreachableError: no connection within 5 s, or it was lost; whether it was done is unknown.
         """
         try:
-            async with asyncio.timeout(_PATIENCE):
+            async with asyncio.timeout(PATIENCE):
                 link = await self._free.get()
         except TimeoutError:
             raise DatabaseUnreachableError("all connections have been in use for 5 s") from None
         try:
             try:
-                async with asyncio.timeout(_PATIENCE):
+                async with asyncio.timeout(PATIENCE):
                     await link.open()
             except TimeoutError:
                 raise DatabaseUnreachableError("PostgreSQL can't be reached") from None
             with translated():
                 return await self._insist(link, statement)
+        except DatabaseUnreachableError:
+            await self._forget_idle()
+            raise
         finally:
+            self._free.put_nowait(link)
+
+    async def _forget_idle(self) -> None:
+        """When one connection was lost, the others were, too, as a rule: one request learns it, not one for each."""
+        idle = [self._free.get_nowait() for _ in range(self._free.qsize())]
+        for link in idle:
+            await link.close()
             self._free.put_nowait(link)
 
     async def _insist(self, link: Link, statement: Statement[T]) -> T:

@@ -101,7 +101,7 @@ def test_clients_survive_a_restart_of_the_database_and_nothing_is_lost(  # noqa:
     one = serve("--port", 0, PGQUEUE_DSN=database.dsn, LEASE_CHECK_INTERVAL="0.5s")
     accepted: list[int] = []
     done: set[int] = set()
-    stop = threading.Event()
+    stop, sent = threading.Event(), threading.Event()
 
     def patient(method: str, path: str, body: Any) -> httpx.Response:
         while True:
@@ -123,7 +123,7 @@ def test_clients_survive_a_restart_of_the_database_and_nothing_is_lost(  # noqa:
             time.sleep(0.01)
 
     def work(_name: int) -> None:
-        while not (stop.is_set() and done >= set(accepted)):
+        while not (sent.is_set() and done >= set(accepted)):
             answer = patient("POST", "/jobs/lease", {"wait": 0.5, "lease": "2s"})
             if answer.status_code == 204:
                 continue
@@ -134,13 +134,16 @@ def test_clients_survive_a_restart_of_the_database_and_nothing_is_lost(  # noqa:
                 done.add(job["job_id"])
 
     with ThreadPoolExecutor(6) as pool:
-        running = [pool.submit(produce, n) for n in range(2)] + [pool.submit(work, n) for n in range(4)]
+        producers, workers = [pool.submit(produce, n) for n in range(2)], [pool.submit(work, n) for n in range(4)]
         for how in ("fast", "immediate"):
             time.sleep(1.5)
             database.restart(how)
         time.sleep(1.5)
         stop.set()
-        for future in running:
+        for future in producers:
+            future.result(60)
+        sent.set()
+        for future in workers:
             future.result(60)
     assert len(accepted) > 50
     assert set(accepted) <= done
