@@ -17,6 +17,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     execute_sql("""
+        DROP FUNCTION pgqueue.autoscale;
         DROP FUNCTION pgqueue.tick, pgqueue.fire, pgqueue.backfill, pgqueue.declare_schedules, pgqueue.pause_schedule,
             pgqueue.resume_schedule, pgqueue.remove_schedule, pgqueue.forget_ticks;
         DROP TABLE pgqueue.ticks, pgqueue.schedules;
