@@ -560,6 +560,50 @@ AS $function$
 $function$;
 -- pgqueue.acceptable(text,jsonb,text,integer,timestamp with time zone,integer,interval,text,jsonb)
 
+CREATE OR REPLACE FUNCTION pgqueue.autoscale(queue text, most integer DEFAULT 10000)
+ RETURNS bigint
+ LANGUAGE sql
+ STABLE SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
+ SET enable_bitmapscan TO 'off'
+ SET enable_sort TO 'off'
+ SET max_parallel_workers_per_gather TO '0'
+ SET jit TO 'off'
+AS $function$
+    WITH room AS MATERIALIZED (
+        SELECT greatest(least(autoscale.most, q.max_running), 0) AS jobs, coalesce(q.paused, false) AS paused
+        FROM (VALUES (autoscale.queue)) AS asked(name) LEFT JOIN pgqueue.queues q ON q.name = asked.name
+    )
+    SELECT count(*) FROM (
+        SELECT FROM generate_series(0, 9) AS lane(priority) CROSS JOIN LATERAL (
+            SELECT FROM pgqueue.jobs j
+            WHERE j.group_key IS NULL AND j.queue = autoscale.queue AND j.priority = lane.priority AND j.run_at <= now()
+            ORDER BY j.run_at DESC, j.id DESC
+            LIMIT (SELECT r.jobs FROM room r)
+        ) plain
+        WHERE NOT (SELECT r.paused FROM room r)
+        UNION ALL
+        (SELECT FROM pgqueue.jobs j
+         WHERE j.group_key IS NOT NULL AND j.run_at < 'infinity' AND j.queue = autoscale.queue AND j.run_at <= now()
+           AND NOT (SELECT r.paused FROM room r)
+         ORDER BY j.run_at DESC, j.id DESC
+         LIMIT (SELECT r.jobs FROM room r))
+        UNION ALL
+        SELECT FROM pgqueue.leases l CROSS JOIN LATERAL unnest(l.job_ids) AS held(id) CROSS JOIN LATERAL (
+            SELECT FROM pgqueue.jobs j
+            WHERE j.id = held.id AND j.lease_token = l.token AND j.queue = autoscale.queue
+            LIMIT 1
+        ) running
+        WHERE (SELECT r.paused FROM room r)
+        LIMIT (SELECT r.jobs FROM room r)
+    ) wanted
+$function$;
+-- pgqueue.autoscale(text,integer)
+    GRANT X TO pgqueue_admin
+    GRANT X TO pgqueue_reader
+    GRANT X TO pgqueue_worker
+
 CREATE OR REPLACE FUNCTION pgqueue.backfill(name text, ticks timestamp with time zone[])
  RETURNS SETOF bigint
  LANGUAGE plpgsql

@@ -20,17 +20,15 @@ import psycopg
 import pytest
 import yaml
 from psycopg.conninfo import conninfo_to_dict
-from typer.main import get_command
 
-from pgqueue.cli import app
 from pgqueue.durations import parse_duration
 from pgqueue.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 FILE = ROOT / "docker-compose.yml"
 SERVICE_KEYS = {
-    "build", "command", "depends_on", "deploy", "environment", "healthcheck", "image", "init", "restart",
-    "stop_grace_period", "volumes",
+    "build", "command", "depends_on", "deploy", "environment", "healthcheck", "image", "init", "ports", "profiles",
+    "restart", "stop_grace_period", "volumes",
 }  # fmt: skip
 HEALTH_KEYS = {"test", "interval", "timeout", "retries", "start_period"}
 CONDITIONS = {"service_started", "service_healthy", "service_completed_successfully"}
@@ -57,41 +55,54 @@ def test_docker_compose_accepts_the_file():
 
 def test_its_structure_is_what_compose_knows(compose, services):
     assert set(compose) - {"x-pgqueue"} == {"services", "volumes"}
-    assert set(services) == {"postgres", "migrate", "worker"}
+    assert set(services) == {"postgres", "migrate", "worker", "serve", "prometheus", "grafana"}
     for service in services.values():
         assert set(service) <= SERVICE_KEYS
         assert set(service.get("healthcheck", {})) <= HEALTH_KEYS
         for volume in service.get("volumes", []):
-            assert volume.split(":")[0] in compose["volumes"]
+            source = volume.split(":")[0]
+            assert (ROOT / source).exists() if source.startswith("./") else source in compose["volumes"]
+        for port in service.get("ports", []):
+            assert port.startswith("127.0.0.1:"), "for other machines a proxy listens"
         for name, wait in service.get("depends_on", {}).items():
             assert name in services
             assert wait["condition"] in CONDITIONS
             assert wait["condition"] != "service_healthy" or "healthcheck" in services[name]
+            assert set(services[name].get("profiles", [])) <= set(service.get("profiles", [])), "else it never starts"
+
+
+def test_without_a_profile_there_are_the_database_and_the_workers(services):
+    profiles = {name: service.get("profiles", []) for name, service in services.items()}
+    assert profiles == {
+        "postgres": [], "migrate": [], "worker": [], "serve": ["http"], "prometheus": ["monitoring"],
+        "grafana": ["monitoring"],
+    }  # fmt: skip
 
 
 def test_workers_start_after_the_migration_and_the_migration_after_the_server(services):
     assert services["migrate"]["depends_on"] == {"postgres": {"condition": "service_healthy"}}
     assert services["migrate"]["restart"] == "no"
-    assert services["worker"]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
+    for name in ("worker", "serve"):
+        assert services[name]["depends_on"]["migrate"] == {"condition": "service_completed_successfully"}
     assert services["worker"]["deploy"]["replicas"] == 2
     assert "pg_isready" in services["postgres"]["healthcheck"]["test"][1]
 
 
-def test_a_worker_has_longer_to_stop_than_its_jobs(services):
-    grace = parse_duration(services["worker"]["stop_grace_period"])
+@pytest.mark.parametrize("name", ["worker", "serve"])
+def test_a_container_has_longer_to_stop_than_its_jobs_and_requests(services, name):
+    grace = parse_duration(services[name]["stop_grace_period"])
     assert Settings().shutdown_timeout < grace
 
 
 def test_every_container_speaks_to_the_server_that_is_there(services):
     server = services["postgres"]["environment"]
-    for name in ("migrate", "worker"):
+    for name in ("migrate", "worker", "serve"):
         dsn = conninfo_to_dict(services[name]["environment"]["PGQUEUE_DSN"])
         assert dsn == {
             "host": "postgres", "user": server["POSTGRES_USER"], "password": server["POSTGRES_PASSWORD"],
             "dbname": server["POSTGRES_DB"],
         }  # fmt: skip
         Settings.load(services[name]["environment"])
-        assert services[name]["command"][0] in get_command(app).commands
 
 
 def test_the_image_is_built_from_the_source_tree_and_runs_as_no_root():
@@ -101,13 +112,14 @@ def test_the_image_is_built_from_the_source_tree_and_runs_as_no_root():
     ]
     assert {"alembic", "pgqueue", "pyproject.toml", "README.md", "LICENSE"} <= set(sources)
     assert all((ROOT / source).exists() for source in sources)
-    assert lines.index("USER pgqueue") < lines.index('ENTRYPOINT ["pgq"]')
+    assert lines.index("USER 10001") < lines.index('ENTRYPOINT ["pgq"]')
 
 
 @pytest.mark.slow
 def test_what_the_containers_run_works_and_the_healthcheck_tells(services, empty_dsn):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **services["worker"]["environment"], "PGQUEUE_DSN": empty_dsn, "PATH": path}
+    environment["PGQUEUE_METRICS_PORT"] = "0"  # any that is free here; a container has all of them to itself
     kind, check = services["worker"]["healthcheck"]["test"]
     assert kind == "CMD-SHELL"
 

@@ -149,15 +149,16 @@ def test_only_the_worker_and_the_admin_may_copy_into_the_table(
 
 
 _PRODUCE = {"enqueue", "enqueue_many", "submit", "submit_many", "create_batch"}
-_WORK = {"bell_key", "ring", "prune", "tokens_now", "related", "claim_managed", "settle", "tidy",
+_LOOK = {"tokens_now", "related", "autoscale"}
+_WORK = {"bell_key", "ring", "prune", "claim_managed", "settle", "tidy",
          "tick", "declare_schedules", "forget_ticks", "find_token", "has_tokens"}  # fmt: skip
 _OPERATE = {"cancel", "retry", "redrive", "purge", "purge_dead", "pause", "resume", "limit_queue", "cancel_batch",
             "backfill", "pause_schedule", "resume_schedule", "remove_schedule"}  # fmt: skip
 FUNCTIONS_OF = {
     "pgqueue_producer": _PRODUCE,
-    "pgqueue_reader": {"tokens_now", "related"},
-    "pgqueue_worker": _PRODUCE | _WORK,
-    "pgqueue_admin": _PRODUCE | _WORK | _OPERATE,
+    "pgqueue_reader": _LOOK,
+    "pgqueue_worker": _PRODUCE | _LOOK | _WORK,
+    "pgqueue_admin": _PRODUCE | _LOOK | _WORK | _OPERATE,
     "pgqueue_test_nobody": set(),
 }
 

@@ -17,6 +17,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     execute_sql("""
+        DROP FUNCTION pgqueue.autoscale;
         DROP FUNCTION pgqueue.find_token, pgqueue.has_tokens;
         DROP TABLE pgqueue.tokens;
         DROP FUNCTION pgqueue.tick, pgqueue.fire, pgqueue.backfill, pgqueue.declare_schedules, pgqueue.pause_schedule,
