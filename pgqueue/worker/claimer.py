@@ -12,11 +12,12 @@ import math
 import random
 import secrets
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import psycopg
 
 from pgqueue import statements
+from pgqueue.metrics.vitals import CLAIMER, patience
 from pgqueue.service import until_set
 from pgqueue.worker.link import LOST, RETRYABLE, Link
 from pgqueue.worker.marks import FullScans, Managed, Marks
@@ -26,11 +27,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
 
-    from pgqueue.statements import Row
+    from pgqueue.metrics.meter import Meter
+    from pgqueue.metrics.vitals import Vitals
+    from pgqueue.statements import Row, Statement
     from pgqueue.worker.bell import Bell
     from pgqueue.worker.executor import Executor
     from pgqueue.worker.hand import Hand
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _MANAGED_EVERY: Final = 1.0  # a limit or a first key takes effect within this time
@@ -70,6 +74,8 @@ class Claimer:
         lease: timedelta,
         poll: timedelta,
         stopping: asyncio.Event,
+        vitals: Vitals,
+        meter: Meter | None,
     ) -> None:
         self._link = link
         self._hand = hand
@@ -83,6 +89,9 @@ class Claimer:
         self._lease = lease
         self._poll = poll.total_seconds()
         self._stopping = stopping
+        self._vitals = vitals
+        self._meter = meter
+        self._patience = patience(lease.total_seconds())
         self.marks = Marks(queues)
         self._turn = 0
         self._full_scans = FullScans()
@@ -98,6 +107,7 @@ class Claimer:
     async def loop(self) -> None:
         """Until the worker stops."""
         while not self._stopping.is_set():
+            self._vitals.expect(CLAIMER, self._patience)
             self._executor.hungry.clear()
             want = 0 if self._behind() else self._executor.wants()
             if not want:
@@ -135,7 +145,7 @@ class Claimer:
         if len(rows) < limit:
             rows += await self._claim_plain(limit - len(rows))
         if time.monotonic() - self._managed_at > _MANAGED_EVERY:
-            self._know_managed(await self._link.arun(statements.managed_queues(self._queues, schema=self._schema)))
+            self._know_managed(await self._ask(statements.managed_queues(self._queues, schema=self._schema)))
         if not self._turn % 2 and len(rows) < limit:
             rows += await self._claim_managed(limit - len(rows))
         return rows
@@ -170,14 +180,14 @@ class Claimer:
         hints = known.look({run.id for run in self._hand.runs()} if known.keys else set())
         token = secrets.randbits(62) + 1
         try:
-            rows = await self._link.arun(
+            rows = await self._ask(
                 statements.claim_managed(
                     queue, marks, self._tasks, limit, token, self._lease, self._worker, hints, schema=self._schema
                 )
             )
             if statements.lacks_payloads(rows):
                 ids = [row[2] for row in rows]
-                payloads = await self._link.arun(statements.payloads(ids, token, schema=self._schema))
+                payloads = await self._ask(statements.payloads(ids, token, schema=self._schema))
                 rows = statements.filled(rows, payloads)
         except psycopg.errors.LockNotAvailable:
             log.debug("somebody holds the lock of queue %s; trying again", queue)
@@ -192,6 +202,8 @@ class Claimer:
             return []
         self._more = self._more or len(rows) == limit
         known.looked(began, full=full, short=len(rows) < limit)
+        if self._meter is not None:
+            self._meter.claimed(time.monotonic() - began, len(rows))
         if rows:
             known.took(rows)
             self.marks.advance([row for row in rows if row[statements.COLUMNS] is None])
@@ -204,7 +216,9 @@ class Claimer:
         token = secrets.randbits(62) + 1
         lanes = self.marks.lanes(full=full, turn=self._turn)
         claim = statements.claim(lanes, self._tasks, limit, token, self._lease, self._worker, schema=self._schema)
-        rows = await self._link.arun(claim)
+        rows = await self._ask(claim)
+        if self._meter is not None:
+            self._meter.claimed(time.monotonic() - began, len(rows))
         self._full_scans.made(began, full=full, short=len(rows) < limit)
         if rows:
             self.marks.advance(rows)
@@ -304,7 +318,7 @@ class Claimer:
         full = self._full_scans.due
         lanes = self.marks.lanes(full=full, turn=0)
         try:
-            ahead = await self._link.arun(statements.next_due(lanes, self._tasks, schema=self._schema))
+            ahead = await self._ask(statements.next_due(lanes, self._tasks, schema=self._schema))
         except (psycopg.Error, OSError):
             await self._sleep(self._poll)
             return None
@@ -316,6 +330,7 @@ class Claimer:
 
     async def _sleep(self, seconds: float) -> bool:
         """Until the bell rings (True), the worker stops, or the time is over."""
+        self._vitals.expect(CLAIMER, seconds + self._patience)
         rang = await until_set(self._bell.rung, seconds)
         if rang:
             self._bell.rung.clear()
@@ -324,4 +339,13 @@ class Claimer:
     async def _wait_until_hungry(self) -> None:
         if self._bell.armed:
             self._bell.disarm()
+        self._vitals.release(CLAIMER)  # handlers may take as long as they like
         await self._executor.hungry.wait()
+
+    async def _ask(self, statement: Statement[T]) -> T:
+        """Run a statement. The link breaks off one that is not answered, but connecting takes what it takes."""
+        if self._link.connected:
+            self._vitals.expect(CLAIMER, 2 * self._patience)
+        else:
+            self._vitals.release(CLAIMER)
+        return await self._link.arun(statement)
