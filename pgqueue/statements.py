@@ -352,14 +352,14 @@ def queue_stats(*, schema: str) -> Statement[list[QueueStats]]:
 
 
 def metrics_live(
-    *, queues: int = 200, most: int = 10_000, budget: int = 20_000, schema: str
+    *, queues: int = 200, most: int = 5_000, budget: int = 10_000, schema: str
 ) -> Statement[list[LiveCount]]:
     """What waits and runs, per queue, counted up to a cap."""
     params = {"queues": queues, "most": most, "budget": budget}
     return Statement(load("metrics_live", schema), params, lambda rows: [_live_count(row) for row in rows])
 
 
-def metrics_ended(*, most: int = 10_000, schema: str) -> Statement[EndedCounts]:
+def metrics_ended(*, most: int = 5_000, schema: str) -> Statement[EndedCounts]:
     """What history holds, by statistics, or counted where it is little."""
     return Statement(load("metrics_ended", schema), {"most": most}, _ended_counts)
 

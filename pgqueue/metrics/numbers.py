@@ -10,7 +10,7 @@ import json
 import logging
 import mmap
 from array import array
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final
 
 from pgqueue.metrics.catalogue import COUNTED, Metric
@@ -73,6 +73,21 @@ class Numbers:
         values = self._values
         values[place + bisect_left(buckets, value)] += 1
         values[place + len(buckets) + 1] += value
+
+    def observe_many(self, place: int, buckets: tuple[float, ...], observed: list[float]) -> None:
+        """Many values at once: sorted, they cost a tenth."""
+        observed.sort()
+        values = self._values
+        below = 0
+        for nth, bound in enumerate(buckets):
+            if below == len(observed):
+                break
+            upto = bisect_right(observed, bound, below)
+            if upto > below:
+                values[place + nth] += upto - below
+                below = upto
+        values[place + len(buckets)] += len(observed) - below
+        values[place + len(buckets) + 1] += max(sum(observed), 0.0)  # clocks may differ by a little
 
     def series(self) -> list[Series]:
         """Everything, as it is now."""

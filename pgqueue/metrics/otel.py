@@ -66,14 +66,13 @@ class Instruments:
 
     def flushed(self, seconds: float, ended: Sequence[Ended]) -> None:
         """See :class:`pgqueue.metrics.meter.Observer`."""
-        counts: dict[tuple[str, str, str], int] = {}
-        for queue, task, outcome, ran, waited in ended:
-            counts[queue, task, outcome] = counts.get((queue, task, outcome), 0) + 1
-            if ran is not None:
-                self._run.record(ran, {"queue": queue, "task": task})
-                self._wait.record(waited, {"queue": queue})
-        for (queue, task, outcome), count in counts.items():
-            self._finished.add(count, {"queue": queue, "task": task, "outcome": outcome})
+        for group in ended:
+            about = {"queue": group.queue, "task": group.task}
+            for outcome, count in group.counts().items():
+                self._finished.add(count, {**about, "outcome": outcome})
+            for ran, waited in zip(group.ran, group.waited, strict=True):
+                self._run.record(ran, about)
+                self._wait.record(max(waited, 0.0), {"queue": group.queue})
         self._flush.record(seconds)
 
     def swept(self, jobs: int) -> None:

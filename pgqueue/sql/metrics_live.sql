@@ -2,7 +2,7 @@
 -- or a hundred million.
 --
 -- Parameters: queues: at most so many queues, those that have jobs first; most: rows that are counted per queue and kind;
---   budget: the same for all queues together (100 per queue are always counted).
+--   budget: the same for all queues together (50 per queue are always counted), and for what runs.
 -- Index: jobs_claim, a range per lane and kind, from its late end: what a held snapshot keeps of jobs that are gone lies at
 --   the early one; jobs_group_due for jobs with a key; jobs_pkey for what runs, by the ids in the leases.
 -- Reads with seqscan and bitmapscan off, under a statement_timeout (see pgqueue.metrics.database).
@@ -34,10 +34,10 @@ WITH RECURSIVE plain AS (
     ) n
     GROUP BY n.queue ORDER BY max(n.has_jobs) DESC, n.queue LIMIT %(queues)s::bigint
 ), allowance AS MATERIALIZED (
-    SELECT greatest(100, least(%(most)s::bigint, %(budget)s::bigint / greatest(count(*), 1))) AS jobs FROM named
+    SELECT greatest(50, least(%(most)s::bigint, %(budget)s::bigint / greatest(count(*), 1))) AS jobs FROM named
 ), running AS MATERIALIZED (
-    SELECT ours.queue, count(*) AS jobs
-    FROM (SELECT l.token, i.id FROM pgqueue.leases l CROSS JOIN LATERAL unnest(l.job_ids) AS i(id) LIMIT %(most)s::bigint) held
+    SELECT ours.queue, (count(*) * (SELECT greatest(1, sum(cardinality(l.job_ids))::float8 / %(budget)s::bigint) FROM pgqueue.leases l))::bigint AS jobs
+    FROM (SELECT l.token, i.id FROM pgqueue.leases l CROSS JOIN LATERAL unnest(l.job_ids) AS i(id) LIMIT %(budget)s::bigint) held
     CROSS JOIN LATERAL (
         SELECT j.queue FROM pgqueue.jobs j WHERE j.id = held.id AND j.lease_token = held.token AND j.state = 'running' LIMIT 1
     ) ours

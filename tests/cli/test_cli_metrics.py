@@ -23,7 +23,7 @@ from pgqueue.metrics import catalogue, watch
 from pgqueue.metrics.database import DatabaseMetrics
 
 ROOT = Path(__file__).parent.parent.parent
-FAST = ("--poll", "50ms", "--metrics-port", 0, "--metrics-host", "127.0.0.1")
+FAST = ("--poll", "50ms", "--shutdown-timeout", "1s", "--metrics-port", 0, "--metrics-host", "127.0.0.1")
 # The names that were agreed upon, whatever the catalogue says.
 AGREED = {
     "pgqueue_jobs", "pgqueue_oldest_ready_seconds", "pgqueue_enqueued_total", "pgqueue_finished_total",
@@ -151,8 +151,8 @@ def test_a_worker_shows_every_name_and_no_other(queue, served, until, dsn):
     assert page.content_type.startswith("text/plain")
     assert page.types == {name: kind for name, (kind, _) in shown(catalogue.PROCESS).items()}
     assert page.labels == {name: set(labels) for name, (_, labels) in shown(catalogue.PROCESS).items()}
-    assert page.samples["pgqueue_finished_total", "default", "echo", "completed"] == 20
-    assert page.samples["pgqueue_finished_total", "default", "fail", "dead"] == 1
+    assert page.samples["pgqueue_finished_total", "completed", "default", "echo"] == 20
+    assert page.samples["pgqueue_finished_total", "dead", "default", "fail"] == 1
     assert page.samples["pgqueue_run_seconds_count", "default", "echo"] == 20
     assert page.samples["pgqueue_wait_seconds_bucket", "default", "+Inf"] == 21
     until(lambda: get(port).samples["pgqueue_slots", "free"] == 7)

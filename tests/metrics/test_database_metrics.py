@@ -262,6 +262,8 @@ def test_what_runs_is_counted_by_the_leases(large: Peer):
     large.end(large.claim(50, queues=["middle"]))
     counts = {one.queue: one.running for one in large.run(statements.metrics_live(schema=SCHEMA))}
     assert counts == {"big": 1_000, "middle": 0, "small": 0, "third": 0}
+    counts = {one.queue: one.running for one in large.run(statements.metrics_live(budget=100, schema=SCHEMA))}
+    assert counts == {"big": 1_000, "middle": 0, "small": 0, "third": 0}, "from 100 of them and their number"
 
 
 def test_more_queues_than_fit_are_left_out_empty_ones_first(dsn: str):

@@ -62,6 +62,16 @@ def test_a_histogram_puts_a_value_into_the_first_bucket_that_is_not_below_it(cou
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("sizes", [[], [1], [2000], [1, 2, 3, 5, 1000, 1001] * 3, list(range(1, 1500, 7))], ids=len)
+def test_many_values_at_once_are_the_same_as_one_after_another(counted: Numbers, sizes: list[float]):
+    one_by_one = Numbers()
+    one_by_one.place(CLAIM_SIZE)
+    for size in sizes:
+        one_by_one.observe(CLAIM_SIZE, size)
+    counted.observe_many(counted.place(CLAIM_SIZE), CLAIM_SIZE.buckets, sizes[::-1])
+    assert as_dict(counted.series()) == as_dict(one_by_one.series())
+
+
 def test_series_do_not_overlap(counted: Numbers):
     tasks = [f"t{n}" for n in range(50)]
     for nth, task in enumerate(tasks):
