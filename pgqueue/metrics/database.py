@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SHARED_FOR: Final = 1.0  # seconds: many scrapers cost one look
+_REST: Final = 30.0  # after a count that was given up
 # The plan is bound to the indexes, and a look through the leavings of a held snapshot ends.
 BOUNDED: Final = """
     SET LOCAL statement_timeout = '1s'; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off;
@@ -55,6 +56,7 @@ class DatabaseMetrics:
         self._lock = threading.Lock()
         self._seen: list[Family] = []
         self._seen_at = -SHARED_FOR
+        self._rest_until = 0.0
 
     async def read(self, accept: str = "") -> Page:
         """The page, in the format that the Accept header asks for.
@@ -96,10 +98,12 @@ class DatabaseMetrics:
             await own.execute(BOUNDED)
             return await run_async(own, statements.metrics_live(schema=self._app.schema))
 
+        if time.monotonic() < self._rest_until:
+            return None
         try:
             return await self._app.database.atransact(look)
         except DatabaseError as error:
-            _check_given_up(error)
+            self._give_up(error)
             return None
 
     def _live_sync(self) -> list[LiveCount] | None:
@@ -107,11 +111,20 @@ class DatabaseMetrics:
             own.execute(BOUNDED)
             return run(own, statements.metrics_live(schema=self._app.schema))
 
+        if time.monotonic() < self._rest_until:
+            return None
         try:
             return self._app.database.transact(look)
         except DatabaseError as error:
-            _check_given_up(error)
+            self._give_up(error)
             return None
+
+    def _give_up(self, error: DatabaseError) -> None:
+        """What can't be had in time is not shown: a wrong number would be worse. It is not asked for again at once."""
+        if not isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+            raise error
+        self._rest_until = time.monotonic() + _REST
+        log.warning("the waiting jobs could not be counted within a second: is an old transaction open?")
 
     def _keep(self, live: list[LiveCount] | None, facts: TableFacts, ended: EndedCounts) -> None:
         self._seen = list(_families(live, facts, ended))
@@ -140,10 +153,3 @@ def _families(live: list[LiveCount] | None, facts: TableFacts, ended: EndedCount
         gauge(catalogue.DEAD_TUPLES, {(): facts.dead_tuples}),
         gauge(catalogue.OLDEST_XMIN, {(): facts.oldest_xmin_seconds}),
     ]
-
-
-def _check_given_up(error: DatabaseError) -> None:
-    """A number that can't be had in time is not shown; a wrong one would be worse."""
-    if not isinstance(error.__cause__, psycopg.errors.QueryCanceled):
-        raise error
-    log.warning("the waiting jobs could not be counted within a second: is an old transaction open?")

@@ -91,7 +91,7 @@ class Claimer:
         self._stopping = stopping
         self._vitals = vitals
         self._meter = meter
-        self._patience = patience(lease.total_seconds())
+        self._patience = 2 * patience(lease.total_seconds())  # when the event loop is blocked, that is to be said
         self.marks = Marks(queues)
         self._turn = 0
         self._full_scans = FullScans()
@@ -345,7 +345,7 @@ class Claimer:
     async def _ask(self, statement: Statement[T]) -> T:
         """Run a statement. The link breaks off one that is not answered, but connecting takes what it takes."""
         if self._link.connected:
-            self._vitals.expect(CLAIMER, 2 * self._patience)
+            self._vitals.expect(CLAIMER, self._patience)
         else:
             self._vitals.release(CLAIMER)
         return await self._link.arun(statement)

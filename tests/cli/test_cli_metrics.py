@@ -154,7 +154,7 @@ def test_a_worker_shows_every_name_and_no_other(queue, served, until, dsn):
     assert page.samples["pgqueue_finished_total", "completed", "default", "echo"] == 20
     assert page.samples["pgqueue_finished_total", "dead", "default", "fail"] == 1
     assert page.samples["pgqueue_run_seconds_count", "default", "echo"] == 20
-    assert page.samples["pgqueue_wait_seconds_bucket", "default", "+Inf"] == 21
+    assert page.samples["pgqueue_wait_seconds_bucket", "+Inf", "default"] == 21
     until(lambda: get(port).samples["pgqueue_slots", "free"] == 7)
     everything = get(port, "/metrics/database")
     assert everything.types == {name: kind for name, (kind, _) in shown(catalogue.DATABASE).items()}
@@ -312,8 +312,7 @@ def test_a_lost_database_is_not_stuck_but_not_ready(private_server, served, unti
     _, port = served("--dsn", server.dsn, "--lease", "1s")
     until(lambda: get(port, "/readyz").status == 200)
     server.stop()
-    red = until(lambda: (page := get(port, "/readyz")).status == 503 and page, "readyz to go red")
-    assert "can't be reached" in red.text
+    until(lambda: "can't be reached" in (page := get(port, "/readyz")).text and page.status == 503, "readyz to go red")
     until(lambda: "the bell is down" in get(port, "/readyz").text)
     deadline = time.monotonic() + 8
     while time.monotonic() < deadline:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -145,6 +146,13 @@ async def test_a_count_that_is_given_up_is_absent_and_the_rest_is_there(app: App
         return statements.Statement("SELECT pg_sleep(30)", None, statement.read)
 
     monkeypatch.setattr(module.statements, "metrics_live", slowly)
+    metrics = DatabaseMetrics(app)
+    await metrics.read()
+    assert metrics._rest_until > time.monotonic()
+    metrics._seen_at = -module.SHARED_FOR
+    with monkeypatch.context() as patch:
+        patch.delattr(module.statements, "metrics_live")  # it is not asked again at once
+        await metrics.read()
     for page in (await DatabaseMetrics(app).read(), await asyncio.to_thread(DatabaseMetrics(app).read_sync)):
         names = {key[0] for key in samples(page.body.decode())}
         assert "pgqueue_oldest_ready_seconds" not in names
