@@ -43,6 +43,11 @@ GLOSSARY: tuple[tuple[str, str, str], ...] = (
     ("`run_at`", "The time from which a job may run. A later time makes it scheduled.", "column `run_at`"),
     ("`delay`", "The same, as a distance from the start of the transaction.", "option `delay`"),
     ("worker", "A process that claims jobs and runs their handlers.", "`pgq worker`, table `workers`"),
+    (
+        "vitals",
+        "What a worker says of itself: until when each of its loops may be silent, whether it is ready.",
+        "`/livez`, `/readyz`, `--health-file`",
+    ),
     ("slot", "Room for one running job in a worker.", "`--slots`"),
     ("batch handler", "A handler that takes the payloads of many jobs in one call.", "`@app.task(batch=…)`"),
     ("linger", "How long the first job of such a call may wait for others.", "`@app.task(linger=…)`"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, cast
 from weakref import WeakKeyDictionary
 
@@ -41,12 +42,26 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+class Tally:
+    """How many jobs a client has enqueued; it may be used from many threads."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self.total = 0
+
+    def add(self, jobs: int) -> None:
+        """So many more."""
+        with self._guard:
+            self.total += jobs
+
+
 class Client:
     """The queue's verbs for sync code. Every verb takes the caller's ``connection`` to join its transaction."""
 
     def __init__(self, database: Database, schema: str = "pgqueue") -> None:
         self.database = database
         self.schema = schema
+        self.enqueued = Tally()
 
     def submit(self, spec: JobSpec, *, connection: Any = None) -> Submitted:
         """Insert one job; answers its id and True, or the id of the job which holds its unique_key and False.
@@ -55,7 +70,9 @@ class Client:
             JobExistsError: the unique_key is held, and ``on_conflict`` is ``raise``.
             InvalidJobError: ``depends_on`` names a job that does not exist.
         """
-        return self._run(statements.submit(spec, schema=self.schema), connection)
+        answer = self._run(statements.submit(spec, schema=self.schema), connection)
+        self.enqueued.add(answer.created)
+        return answer
 
     def enqueue(self, spec: JobSpec, *, connection: Any = None) -> int:
         """The same, for who needs no more than the id."""
@@ -70,7 +87,9 @@ class Client:
         are slow to come by, make a list of them first.
         """
         if copy:
-            return self._copy(specs, connection)
+            ids = self._copy(specs, connection)
+            self.enqueued.add(len(ids))
+            return ids
         return [job.id for job in self.submit_many(list(specs), connection=connection)]
 
     def submit_many(
@@ -92,7 +111,9 @@ class Client:
         if not specs:
             return []
         statement = statements.submit_many(specs, batch_id=batch_id, after=after, schema=self.schema)
-        return self._run(statement, connection)
+        answers = self._run(statement, connection)
+        self.enqueued.add(sum(answer.created for answer in answers))
+        return answers
 
     def create_batch(self, name: str | None = None, *, connection: Any = None) -> int:
         """A new batch; give its id to :meth:`submit_many` in the same transaction. Answers the id."""
@@ -359,17 +380,21 @@ class AsyncClient:
     def __init__(self, database: Database, schema: str = "pgqueue") -> None:
         self.database = database
         self.schema = schema
+        self.enqueued = Tally()
         self._gatherings: WeakKeyDictionary[AbstractEventLoop, Gathering] = WeakKeyDictionary()
 
     async def submit(self, spec: JobSpec, *, connection: Any = None) -> Submitted:
         """See :meth:`Client.submit`. Concurrent calls share transactions, if they name no connection."""
         if connection is not None or not spec.plain:
-            return await self._run(statements.submit(spec, schema=self.schema), connection)
-        loop = asyncio.get_running_loop()
-        gathering = self._gatherings.get(loop)
-        if gathering is None:
-            gathering = self._gatherings[loop] = Gathering(self._submit_together)
-        return await gathering.submit(spec)
+            answer = await self._run(statements.submit(spec, schema=self.schema), connection)
+        else:
+            loop = asyncio.get_running_loop()
+            gathering = self._gatherings.get(loop)
+            if gathering is None:
+                gathering = self._gatherings[loop] = Gathering(self._submit_together)
+            answer = await gathering.submit(spec)
+        self.enqueued.add(answer.created)
+        return answer
 
     async def enqueue(self, spec: JobSpec, *, connection: Any = None) -> int:
         """See :meth:`Client.enqueue`."""
@@ -378,7 +403,9 @@ class AsyncClient:
     async def enqueue_many(self, specs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None) -> list[int]:
         """See :meth:`Client.enqueue_many`."""
         if copy:
-            return await self._copy(specs, connection)
+            ids = await self._copy(specs, connection)
+            self.enqueued.add(len(ids))
+            return ids
         return [job.id for job in await self.submit_many(list(specs), connection=connection)]
 
     async def submit_many(
@@ -393,7 +420,9 @@ class AsyncClient:
         if not specs:
             return []
         statement = statements.submit_many(specs, batch_id=batch_id, after=after, schema=self.schema)
-        return await self._run(statement, connection)
+        answers = await self._run(statement, connection)
+        self.enqueued.add(sum(answer.created for answer in answers))
+        return answers
 
     async def create_batch(self, name: str | None = None, *, connection: Any = None) -> int:
         """See :meth:`Client.create_batch`."""

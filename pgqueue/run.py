@@ -17,6 +17,8 @@ class Run:
     Attributes:
         token: the lease that every write of this run carries.
         payload: JSON text, decoded by whoever needs it.
+        run_at: the server's clock, in seconds since 1970.
+        started, finished: by ``time.monotonic``; 0: not yet, and the latter also when nobody measures.
         timeout: seconds for this attempt, None: the task's own or none.
         cancelled: somebody asked to cancel the job, or its lease is lost: stop as soon as possible.
         lost: the lease is lost; whatever this run writes is refused.
@@ -30,7 +32,7 @@ class Run:
     """
 
     # Plain class attributes as defaults: making a run costs a third of what setting each would (1.1 → 0.4 µs).
-    started = 0.0
+    started = finished = 0.0
     ended = cancelled = lost = landed = timed_out = releasing = False
     report: str | None = None
     result: Any = None
@@ -38,7 +40,7 @@ class Run:
     batch: BatchRun | None = None
 
     def __init__(self, row: tuple[Any, ...], token: int, app: App) -> None:
-        (self.priority, _, self.id, self.queue, self.task, self.payload,
+        (self.priority, self.run_at, self.id, self.queue, self.task, self.payload,
          self.attempt, self.max_attempts, self.timeout, self.meta, self.suspect) = row  # fmt: skip
         self.token = token
         self.app = app

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 _SCHEMA_NAME = re.compile(r"[a-z_][a-z0-9_]{0,47}")
 _PLAIN_NAMES = {
     "lease_duration", "lease_check_interval", "poll_interval", "slots", "shutdown_timeout", "log_format", "port",
+    "metrics_port", "metrics_host",
 }  # fmt: skip
 
 
@@ -35,6 +36,8 @@ class Settings:
         slots: jobs that one worker process runs at the same time.
         shutdown_timeout: how long a stopping worker waits for running jobs.
         log_format: ``text`` or ``json``.
+        metrics_port: a worker serves metrics and probes here; None: it does not, 0: on any free port.
+        metrics_host: the address that it listens on. Whoever scrapes and probes mostly comes from another machine.
     """
 
     dsn: str | None = None
@@ -46,6 +49,8 @@ class Settings:
     slots: int = 50
     shutdown_timeout: timedelta = timedelta(seconds=30)
     log_format: str = "text"
+    metrics_port: int | None = None
+    metrics_host: str = "0.0.0.0"  # noqa: S104 - only with a port, and it tells names and numbers, no payloads
 
     def __post_init__(self) -> None:
         if not _SCHEMA_NAME.fullmatch(self.schema):
@@ -57,6 +62,8 @@ class Settings:
                 raise SettingsError(f"{name} must be {least:g} to {most:g} seconds")
         if not 1 <= self.slots <= 10_000:  # noqa: PLR2004
             raise SettingsError(f"slots must be 1 to 10000, not {self.slots}")
+        if self.metrics_port is not None and not 0 <= self.metrics_port <= 65_535:  # noqa: PLR2004
+            raise SettingsError(f"metrics_port must be 0 to 65535, not {self.metrics_port}")
         if self.log_format not in {"text", "json"}:
             raise SettingsError(f"log_format must be text or json, not {self.log_format!r}")
 
@@ -104,7 +111,7 @@ def _convert(name: str, source: str, raw: Any) -> Any:
     try:
         if name.endswith(("_duration", "_interval", "_timeout")):
             return parse_duration(raw, source)
-        if name == "slots":
+        if name in {"slots", "metrics_port"}:
             return int(raw)
     except InvalidJobError as error:
         raise SettingsError(str(error)) from None

@@ -109,6 +109,46 @@ class QueueStats:
 
 
 @dataclass(frozen=True, slots=True)
+class LiveCount:
+    """What was counted of one queue; ``more``: of which of due, later, blocked it was not all."""
+
+    queue: str
+    available: int
+    scheduled: int
+    retrying: int
+    blocked: int
+    running: int
+    oldest_ready_seconds: float
+    more: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class EndedCounts:
+    """What history holds, by outcome: totals and shares of queues by statistics, samples as counted, which are cut."""
+
+    totals: dict[str, float]
+    shares: dict[str, dict[str, float]]
+    samples: dict[str, dict[str, int]]
+    cut: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class TableFacts:
+    """What PostgreSQL's statistics know of the hot table, and who is alive."""
+
+    live: float
+    dead_tuples: int
+    queues: list[str]
+    queue_shares: list[float]
+    blocked_share: float
+    future_share: float
+    oldest_xmin_seconds: float
+    workers: int
+    slots: int
+    busy: int
+
+
+@dataclass(frozen=True, slots=True)
 class WorkerRecord:
     """A worker that has been heard of within a day. ``alive``: within the last 30 seconds."""
 
@@ -330,6 +370,24 @@ def tree(job_id: int, *, schema: str) -> Statement[list[JobRecord]]:
 def queue_stats(*, schema: str) -> Statement[list[QueueStats]]:
     """What waits, runs and has ended, per queue."""
     return Statement(load("queue_stats", schema), None, lambda rows: [QueueStats(*row) for row in rows])
+
+
+def metrics_live(
+    *, queues: int = 200, most: int = 5_000, budget: int = 10_000, schema: str
+) -> Statement[list[LiveCount]]:
+    """What waits and runs, per queue, counted up to a cap."""
+    params = {"queues": queues, "most": most, "budget": budget}
+    return Statement(load("metrics_live", schema), params, lambda rows: [_live_count(row) for row in rows])
+
+
+def metrics_ended(*, most: int = 5_000, schema: str) -> Statement[EndedCounts]:
+    """What history holds, by statistics, or counted where it is little."""
+    return Statement(load("metrics_ended", schema), {"most": most}, _ended_counts)
+
+
+def metrics_facts(*, schema: str) -> Statement[TableFacts]:
+    """What PostgreSQL's statistics know of the hot table, and who is alive."""
+    return Statement(load("metrics_facts", schema), None, lambda rows: TableFacts(*rows[0]))
 
 
 def get_batch(batch_id: int, *, schema: str) -> Statement[BatchRecord | None]:
@@ -666,6 +724,24 @@ def _linking_arguments(spec: JobSpec) -> dict[str, Any]:
     if spec.depends_on:
         arguments |= {"depends_on": list(spec.depends_on), "on_dead": spec.on_dead}
     return arguments
+
+
+def _live_count(row: Row) -> LiveCount:
+    queue, available, due, scheduled, retrying, later, blocked, never, running, oldest = row
+    more = frozenset(kind for kind, cut in (("due", due), ("later", later), ("blocked", never)) if cut)
+    return LiveCount(queue, available, scheduled, retrying, blocked, running, oldest, more)
+
+
+def _ended_counts(rows: list[Row]) -> EndedCounts:
+    counts = EndedCounts({}, {}, {}, frozenset(state for what, state, _, _ in rows if what == "cut"))
+    for what, state, queue, jobs in rows:
+        if what == "total":
+            counts.totals[state] = jobs
+        elif what == "share":
+            counts.shares.setdefault(state, {})[queue] = jobs
+        elif what == "sample":
+            counts.samples.setdefault(state, {})[queue] = int(jobs)
+    return counts
 
 
 def _unless_all(usual: Any, values: list[Any]) -> list[Any] | None:

@@ -331,7 +331,7 @@ TABLE pgqueue.jobs
     CREATE INDEX jobs_claim ON pgqueue.jobs USING btree (queue, priority, run_at, id) WHERE (group_key IS NULL)
     CREATE INDEX jobs_depends_on ON pgqueue.jobs USING gin (depends_on) WITH (fastupdate=off) WHERE (depends_on IS NOT NULL)
     CREATE INDEX jobs_group ON pgqueue.jobs USING btree (queue, group_key, COALESCE(place, id), id) WHERE ((group_key IS NOT NULL) AND (run_at < 'infinity'::timestamp with time zone))
-    CREATE INDEX jobs_group_due ON pgqueue.jobs USING btree (queue, run_at, id) WHERE ((group_key IS NOT NULL) AND (run_at < 'infinity'::timestamp with time zone))
+    CREATE INDEX jobs_group_due ON pgqueue.jobs USING btree (queue, run_at, id) WHERE (group_key IS NOT NULL)
     CREATE INDEX jobs_group_next ON pgqueue.jobs USING btree (queue, group_key, run_at, id) WHERE ((group_key IS NOT NULL) AND (run_at < 'infinity'::timestamp with time zone))
     CREATE UNIQUE INDEX jobs_pkey ON pgqueue.jobs USING btree (id)
     CREATE UNIQUE INDEX jobs_unique_key ON pgqueue.jobs USING btree (unique_key) WHERE (unique_key IS NOT NULL)
@@ -1380,6 +1380,8 @@ BEGIN
                             INSERT INTO pgqueue.%I SELECT * FROM moved', parent || '_default', day, day + 1, name);
             EXECUTE format('ALTER TABLE pgqueue.%I ATTACH PARTITION pgqueue.%I FOR VALUES FROM (%L) TO (%L)',
                            parent, name, day, day + 1);
+            -- Who may read history may also see what the planner's statistics say of each day (pg_stats asks for this).
+            EXECUTE format('GRANT SELECT ON pgqueue.%I TO pgqueue_reader, pgqueue_worker, pgqueue_admin', name);
             RETURN NEXT 'created ' || name;
         END LOOP;
         EXECUTE format('DELETE FROM pgqueue.%I WHERE finished_at < now() - %L::interval', parent || '_default', kept.keep);

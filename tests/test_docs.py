@@ -143,7 +143,9 @@ def test_every_setting_is_documented_with_its_names_and_default():
     for name, (flag, variables, default, _) in rows.items():
         field = settings[name]
         for variable in re.findall(r"`(\w+)`", variables):
-            sample = {"int": "7", "str": "json" if "FORMAT" in name else "sample"}.get(str(field.type), "7s")
+            sample = {"int": "7", "int | None": "7", "str": "json" if "FORMAT" in name else "sample"}.get(
+                str(field.type), "7s"
+            )
             loaded = getattr(pgqueue.Settings.load({variable: sample}), field.name)
             assert loaded != field.default, variable
         assert not flag or flag.strip("`") in flags

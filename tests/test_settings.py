@@ -24,11 +24,12 @@ def test_the_environment_says_every_setting():
     environ = {
         "PGQUEUE_DSN": "host=a", "PGQUEUE_LISTEN_DSN": "host=b", "PGQUEUE_SCHEMA": "s", "PGQUEUE_LEASE_DURATION": "45s",
         "PGQUEUE_LEASE_CHECK_INTERVAL": "2", "PGQUEUE_POLL_INTERVAL": "500ms", "PGQUEUE_SLOTS": "7",
-        "PGQUEUE_SHUTDOWN_TIMEOUT": "1m", "PGQUEUE_LOG_FORMAT": "json",
+        "PGQUEUE_SHUTDOWN_TIMEOUT": "1m", "PGQUEUE_LOG_FORMAT": "json", "PGQUEUE_METRICS_PORT": "9100",
+        "PGQUEUE_METRICS_HOST": "127.0.0.1",
     }  # fmt: skip
     assert Settings.load(environ) == Settings(
         "host=a", "host=b", "s", timedelta(seconds=45), timedelta(seconds=2), timedelta(milliseconds=500), 7,
-        timedelta(minutes=1), "json",
+        timedelta(minutes=1), "json", 9100, "127.0.0.1",
     )  # fmt: skip
 
 
@@ -58,6 +59,7 @@ def test_the_url_of_sqlalchemy_is_understood(driver: str):
         ("PGQUEUE_SLOTS", "many"), ("PGQUEUE_SLOTS", "0"), ("PGQUEUE_SLOTS", "10001"), ("PGQUEUE_SLOTS", "1.5"),
         ("PGQUEUE_LEASE_DURATION", "0.5s"), ("PGQUEUE_LEASE_CHECK_INTERVAL", "0"), ("PGQUEUE_POLL_INTERVAL", "1ms"),
         ("PGQUEUE_LEASE_DURATION", "soon"), ("PGQUEUE_SHUTDOWN_TIMEOUT", "-1"), ("PGQUEUE_LOG_FORMAT", "xml"),
+        ("PGQUEUE_METRICS_PORT", "http"), ("PGQUEUE_METRICS_PORT", "-1"), ("PGQUEUE_METRICS_PORT", "65536"),
     ],
 )  # fmt: skip
 def test_a_value_without_meaning_names_the_setting(variable: str, value: str):

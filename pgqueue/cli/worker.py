@@ -15,6 +15,7 @@ from pgqueue.cli.options import AppOption, Context, command, ready
 
 if TYPE_CHECKING:
     from pgqueue.app import App
+    from pgqueue.metrics.watch import Watch
     from pgqueue.settings import Settings
     from pgqueue.worker import Worker
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 _SLOWEST_TRY: Final = 30.0  # seconds
 _MOST_PROCESSES: Final = 256
 _MOST_NAMED: Final = 6
+_SUPERVISED: Final = "PGQUEUE_SUPERVISED"  # set by our supervisor
 
 
 def register(app: typer.Typer) -> None:
@@ -87,6 +89,26 @@ def worker(
             "Default: host, pid and a random part.",
         ),
     ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65_535,
+            metavar="PORT",
+            help="Serve /metrics, /metrics/database, /livez and /readyz here, for all --processes; 0: on a free port. "
+            "Default: METRICS_PORT, else not at all.",
+        ),
+    ] = None,
+    metrics_host: Annotated[
+        str | None,
+        typer.Option(metavar="HOST", help="Listen on this address for that. Default: METRICS_HOST, else 0.0.0.0."),
+    ] = None,
+    health_file: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PATH", help="Touch this file every second while nothing is stuck, remove it when something is."
+        ),
+    ] = None,
     log_format: Annotated[
         str | None,
         typer.Option(metavar="text|json", help="Write logs (to stderr) like this. Default: LOG_FORMAT, else text."),
@@ -110,16 +132,26 @@ def worker(
     given = {
         "slots": slots, "lease_duration": lease, "poll_interval": poll, "shutdown_timeout": shutdown_timeout,
         "log_format": log_format or ("json" if context.json else None),
+        "metrics_port": metrics_port, "metrics_host": metrics_host,
     }  # fmt: skip
     chosen = _split(queues)
     own = _app(context, app, given, for_command=exec_ is not None)
     configure_logging(own.settings.log_format, logging.DEBUG if context.debug else logging.INFO)
-    settings = _wait_until_ready(own.settings)
-    if processes > 1:
-        _supervise(context, settings, _words(app, queues, exec_, given), processes, name)
-    own.configure(settings)
-    log.info("%s", _served(own, exec_))
-    raise typer.Exit(_run(_make(own, chosen, exec_, name)))
+    with _watched(own, health_file, processes) as watch:
+        settings = _wait_until_ready(own.settings)
+        if processes > 1:
+            _supervise(context, settings, _words(app, queues, exec_, given), processes, name, watch)
+        own.configure(settings)
+        log.info("%s", _served(own, exec_))
+        raise typer.Exit(_run(_make(own, chosen, exec_, name, watch)))
+
+
+def _watched(own: App, health_file: str | None, processes: int) -> Watch:
+    """What shows how the worker is. Of several processes the supervisor shows it, so its copies must not."""
+    from pgqueue.metrics.watch import Watch  # noqa: PLC0415
+
+    port = None if os.environ.get(_SUPERVISED) else own.settings.metrics_port
+    return Watch(own, port=port, host=own.settings.metrics_host, health_file=health_file, processes=processes)
 
 
 def _served(own: App, exec_: str | None) -> str:
@@ -131,7 +163,7 @@ def _served(own: App, exec_: str | None) -> str:
     return f"{len(names)} task{'s' * (len(names) != 1)}: {', '.join(names[:_MOST_NAMED])}{more}"
 
 
-def _make(own: App, queues: list[str] | None, exec_: str | None, name: str | None) -> Worker:
+def _make(own: App, queues: list[str] | None, exec_: str | None, name: str | None, watch: Watch) -> Worker:
     from pgqueue.worker import Worker  # noqa: PLC0415
 
     catch_all = None
@@ -139,7 +171,7 @@ def _make(own: App, queues: list[str] | None, exec_: str | None, name: str | Non
         from pgqueue.worker.command import make_command_task  # noqa: PLC0415
 
         catch_all = make_command_task(own, exec_)
-    return Worker(own, queues=queues, catch_all=catch_all, name=name)
+    return Worker(own, queues=queues, catch_all=catch_all, name=name, monitor=watch.monitor)
 
 
 def _run(worker: Worker) -> int:
@@ -187,7 +219,9 @@ def _wait_until_ready(settings: Settings) -> Settings:
             pause = min(pause * 2, _SLOWEST_TRY)
 
 
-def _supervise(context: Context, settings: Settings, words: list[str], processes: int, name: str | None) -> None:
+def _supervise(
+    context: Context, settings: Settings, words: list[str], processes: int, name: str | None, watch: Watch
+) -> None:
     """Copies of this command, each with one process and a name of its own, by which the others know it.
 
     The DSN travels in the environment: `ps` shows arguments.
@@ -199,7 +233,7 @@ def _supervise(context: Context, settings: Settings, words: list[str], processes
     shared = ["--schema", settings.schema, *(["--debug"] if context.debug else [])]
     copy = [sys.executable, "-m", "pgqueue", "worker", *shared, *words]
     names = [[] if name is None else [f"--name={name}-{nth}"] for nth in range(1, processes + 1)]
-    raise typer.Exit(supervise([[*copy, *own] for own in names]))
+    raise typer.Exit(supervise([[*copy, *own] for own in names], watch))
 
 
 def _words(app: str | None, queues: str | None, exec_: str | None, given: dict[str, Any]) -> list[str]:

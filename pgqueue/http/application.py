@@ -19,6 +19,7 @@ from pgqueue.http.limits import Limited
 from pgqueue.http.links import PATIENCE, Links
 from pgqueue.http.problems import Problem, install
 from pgqueue.http.redaction import Redact
+from pgqueue.metrics.database import DatabaseMetrics
 from pgqueue.pruner import prune, tidy
 from pgqueue.scheduler import Scheduler, forget_ticks
 from pgqueue.service import every
@@ -86,6 +87,7 @@ def create_app(
     api.state.client = queue.aclient
     api.state.tokens = Tokens(queue.aclient)
     api.state.redact = Redact(redact)
+    api.state.metrics = DatabaseMetrics(queue, with_enqueued=True)
     api.openapi = _schema_of(api, api.openapi)  # type: ignore[method-assign]
     _open(api)
     return api

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Request, Response
 
 from pgqueue.errors import PgqueueError, SchemaError
 from pgqueue.http import models
+from pgqueue.http.problems import responses
 from pgqueue.revision import check_schema
 
 if TYPE_CHECKING:
@@ -43,6 +44,22 @@ async def readyz(request: Request, response: Response) -> models.Health:
 async def health(request: Request, response: Response) -> models.Health:
     """The same as /readyz."""
     return await readyz(request, response)
+
+
+@router.get(
+    "/metrics",
+    response_class=Response,
+    responses={
+        200: {
+            "content": {kind: {"schema": {"type": "string"}} for kind in ("text/plain", "application/openmetrics-text")}
+        },
+        **responses(),
+    },
+)
+async def metrics(request: Request) -> Response:
+    """What the database knows, for Prometheus. Scrapes within a second of each other share one look."""
+    page = await request.app.state.metrics.read(request.headers.get("Accept", ""))
+    return Response(page.body, media_type=page.content_type)
 
 
 async def _database(queue: App) -> str:

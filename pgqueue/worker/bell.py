@@ -38,6 +38,8 @@ _ARM_PATIENCE: Final = 0.5  # of a claimer that has nothing to do; a due job may
 class Bell:
     """Wakes the claimer. ``rung`` is set when a job may wait; ``cancelled`` is called with the id of a running job.
 
+    ``up``: whether it listens; ``polls``: it is not to, or can't.
+
     ``armed_at``: since when enqueues ring it, if it is armed. ``gap``: seconds between the last two notifications,
     ``heard``: how many came since it was last set to 0. ``named``: the queues they were for, until somebody empties
     it; ``rung`` without any means that nobody knows. ``edited`` is called when somebody has added or changed a
@@ -70,6 +72,7 @@ class Bell:
         self.armed = False
         self.armed_at = -math.inf
         self.up = False
+        self.polls = silent
         self.gap = math.inf
         self.heard = 0
         self._heard_at = -math.inf
@@ -81,6 +84,7 @@ class Bell:
             try:
                 async with asyncio.timeout(3 * _ANSWER_PATIENCE):
                     if not await self._listen(connection):
+                        self.polls = True
                         break
                 while True:
                     await until_set(self._doubt, _PING_EVERY)

@@ -11,10 +11,11 @@ import logging
 import math
 import random
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import psycopg
 
+from pgqueue.metrics.vitals import CLAIMER, patience
 from pgqueue.service import until_set
 from pgqueue.worker.claims import Claims
 from pgqueue.worker.link import LOST, RETRYABLE, Link
@@ -25,11 +26,14 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from pgqueue import statements
-    from pgqueue.statements import Row
+    from pgqueue.metrics.meter import Meter
+    from pgqueue.metrics.vitals import Vitals
+    from pgqueue.statements import Row, Statement
     from pgqueue.worker.bell import Bell
     from pgqueue.worker.executor import Executor
     from pgqueue.worker.hand import Hand
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _HOT_GAP: Final = 0.002
@@ -65,8 +69,11 @@ class Claimer:
         lease: timedelta,
         poll: timedelta,
         stopping: asyncio.Event,
+        vitals: Vitals,
+        meter: Meter | None,
     ) -> None:
-        self._claims = Claims(link, queues, tasks, schema=schema)
+        self._link = link
+        self._claims = Claims(self, queues, tasks, schema=schema, claimed=None if meter is None else meter.claimed)
         self._hand = hand
         self._executor = executor
         self._bell = bell
@@ -75,6 +82,8 @@ class Claimer:
         self._lease = lease
         self._poll = poll.total_seconds()
         self._stopping = stopping
+        self._vitals = vitals
+        self._patience = 2 * patience(lease.total_seconds())  # when the event loop is blocked, that is to be said
         self._found_at = 0.0
         self._hot = False
         self._yield = 0.0
@@ -84,6 +93,7 @@ class Claimer:
     async def loop(self) -> None:
         """Until the worker stops."""
         while not self._stopping.is_set():
+            self._vitals.expect(CLAIMER, self._patience)
             self._executor.hungry.clear()
             want = 0 if self._behind() else self._executor.wants()
             if not want:
@@ -118,6 +128,11 @@ class Claimer:
     def set_clock(self, server: float) -> None:
         """The server's clock, in seconds since 1970, as it is now."""
         self._claims.marks.set_clock(server)
+
+    @property
+    def clock_offset(self) -> float | None:
+        """The server's clock less our monotonic one; None before it was asked."""
+        return self._claims.marks.clock_offset
 
     async def claim(self, limit: int) -> int:
         """Claim up to ``limit`` jobs and hand them to the executor; answers how many there were."""
@@ -228,6 +243,7 @@ class Claimer:
 
     async def _sleep(self, seconds: float) -> bool:
         """Until the bell rings (True), the worker stops, or the time is over."""
+        self._vitals.expect(CLAIMER, seconds + self._patience)
         rang = await until_set(self._bell.rung, seconds)
         if rang:
             self._bell.rung.clear()
@@ -236,4 +252,13 @@ class Claimer:
     async def _wait_until_hungry(self) -> None:
         if self._bell.armed:
             self._bell.disarm()
+        self._vitals.release(CLAIMER)  # handlers may take as long as they like
         await self._executor.hungry.wait()
+
+    async def arun(self, statement: Statement[T]) -> T:
+        """What the claims run on. The link breaks off one that is not answered, but connecting takes what it takes."""
+        if self._link.connected:
+            self._vitals.expect(CLAIMER, self._patience)
+        else:
+            self._vitals.release(CLAIMER)
+        return await self._link.arun(statement)

@@ -41,13 +41,23 @@ class Claims:
         queues: where to look.
         tasks: the names that may be claimed; None: all.
         schema: the queue's.
+        claimed: is told of each claim how long it took, in seconds, and how many jobs it got.
     """
 
-    def __init__(self, link: Runner, queues: list[str], tasks: list[str] | None, *, schema: str) -> None:
+    def __init__(
+        self,
+        link: Runner,
+        queues: list[str],
+        tasks: list[str] | None,
+        *,
+        schema: str,
+        claimed: Callable[[float, int], object] | None = None,
+    ) -> None:
         self._link = link
         self._queues = queues
         self._tasks = tasks
         self._schema = schema
+        self._claimed = claimed
         self.marks = Marks(queues)
         self.turn = 0
         self.managed: dict[str, Managed] = {}  # queues with keys or limits
@@ -158,6 +168,8 @@ class Claims:
             return 0
         self.more = self.more or len(rows) == limit
         known.looked(began, full=full, short=len(rows) < limit)
+        if self._claimed is not None:
+            self._claimed(time.monotonic() - began, len(rows))
         if rows:
             known.took(rows)
             self.marks.advance([row for row in rows if row[statements.COLUMNS] is None])
@@ -171,6 +183,8 @@ class Claims:
         lanes = self.marks.lanes(full=full, turn=self.turn)
         claim = statements.claim(lanes, self._tasks, limit, token, lease, worker, schema=self._schema)
         rows = await self._link.arun(claim)
+        if self._claimed is not None:
+            self._claimed(time.monotonic() - began, len(rows))
         self._full_scans.made(began, full=full, short=len(rows) < limit)
         if rows:
             self.marks.advance(rows)

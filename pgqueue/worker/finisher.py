@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import random
+import time
 from typing import TYPE_CHECKING, Final
 
 import psycopg
@@ -18,6 +19,7 @@ from pgqueue.worker.link import LOST, RETRYABLE, Link
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pgqueue.metrics.meter import Meter
     from pgqueue.run import Run
     from pgqueue.worker.hand import Hand
 
@@ -39,6 +41,7 @@ class Finisher:
 
     def __init__(self, link: Link, hand: Hand, schema: str) -> None:
         self.on_landed: Callable[[], None] = lambda: None
+        self.meter: Meter | None = None
         self._link = link
         self._hand = hand
         self._schema = schema
@@ -81,6 +84,7 @@ class Finisher:
         return False
 
     async def _flush(self, batch: list[tuple[Run, Outcome]]) -> None:
+        began = time.monotonic()
         runs = [run for run, _ in batch]
         done = self._hand.closing(runs)
         landings = [(run.id, run.token, outcome) for run, outcome in batch if not (run.landed or run.lost)]
@@ -91,6 +95,8 @@ class Finisher:
             await self._go_around_locks(batch)
             return
         self._hand.drop(runs)
+        if self.meter is not None:
+            self.meter.landed(batch, lost, time.monotonic() - began)
         for run in runs if lost else ():
             if (run.id, run.token) in lost:
                 log.warning("the lease was lost before the outcome landed; it is dropped", extra=run.facts())
@@ -117,11 +123,15 @@ class Finisher:
         log.warning("%d outcomes wait for a lock that a transaction holds", refused)
 
     async def _flush_one(self, run: Run, outcome: Outcome) -> None:
+        began = time.monotonic()
         done = self._hand.closing([run])
         landings = [] if run.landed or run.lost else [(run.id, run.token, outcome)]
-        if await self._land(landings, done):
+        lost = await self._land(landings, done)
+        if lost:
             log.warning("the lease was lost before the outcome landed; it is dropped", extra=run.facts())
         self._hand.drop([run])
+        if self.meter is not None:
+            self.meter.landed([(run, outcome)], lost, time.monotonic() - began)
 
     def _add_again(self, run: Run, outcome: Outcome) -> None:
         self._locked -= 1

@@ -74,6 +74,11 @@ class Link:
         self._lock = asyncio.Lock()
         self.down = False  # the connection was lost, and there is no other yet
 
+    @property
+    def connected(self) -> bool:
+        """Whether a statement goes out at once; else it waits for a connection, for as long as it takes."""
+        return self._connection is not None
+
     async def open(self) -> None:
         """Connect if there is no connection; returns only with one."""
         while self._connection is None:

@@ -32,6 +32,11 @@ class Marks:
         """The server's clock, in seconds since 1970, as it is now; ours may be wrong, so only its pace is used."""
         self._clock_offset = server - time.monotonic()
 
+    @property
+    def clock_offset(self) -> float | None:
+        """The server's clock less ours; None until it is known."""
+        return self._clock_offset
+
     def lanes(self, *, full: bool, turn: int) -> Lanes:
         """Where the next claim looks; queues of one priority take turns at being first."""
         lanes = self._lanes

@@ -13,12 +13,14 @@ from pgqueue import statements
 from pgqueue.connection import is_pooled
 from pgqueue.connection import run as run_statement
 from pgqueue.errors import EmbeddedServerError
+from pgqueue.metrics.vitals import RENEWER, patience
 from pgqueue.worker.link import PINNED, hang_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import timedelta
 
+    from pgqueue.metrics.vitals import Vitals
     from pgqueue.run import Run
     from pgqueue.statements import Statement
     from pgqueue.worker.hand import Hand
@@ -41,6 +43,7 @@ class Renewer:
         *,
         lost: Callable[[Run], Any],
         cancelled: Callable[[Run], Any],
+        vitals: Vitals,
     ) -> None:
         self._dsn = dsn
         self._hand = hand
@@ -50,6 +53,8 @@ class Renewer:
         self._schema = schema
         self._lost = lost
         self._cancelled = cancelled
+        self._vitals = vitals
+        self._patience = patience(lease.total_seconds())
         self._connection: psycopg.Connection[Any] | None = None
         self._stop = threading.Event()
         self._wake = threading.Event()
@@ -126,6 +131,7 @@ class Renewer:
                 pause = self._third / 2
             else:
                 pause = 0.0
+        self._vitals.release(RENEWER)
         self._close()
 
     def _wait(self, seconds: float) -> None:
@@ -133,14 +139,22 @@ class Renewer:
         self._hand.filled = self._wake
         if not self._hand.empty:
             self._hand.filled = None
-        self._wake.wait(seconds if self._hand.filled is None else None)
+        if self._hand.filled is None:
+            self._vitals.expect(RENEWER, seconds + self._patience)
+            self._wake.wait(seconds)
+        else:
+            self._vitals.release(RENEWER)
+            self._wake.wait()
+            self._vitals.expect(RENEWER, self._patience)
         self._hand.filled = None
         self._wake.clear()
 
     def _run(self, statement: Statement[T]) -> T:
         """One statement; a peer that does not answer for half a lease is hung up on."""
         connection = self._open()
-        alarm = threading.Timer(max(self._third * 1.5, 1.0), hang_up, [connection])
+        longest = max(self._third * 1.5, 1.0)
+        alarm = threading.Timer(longest, hang_up, [connection])
+        self._vitals.expect(RENEWER, longest + self._patience)
         alarm.daemon = True
         alarm.start()
         try:
@@ -150,6 +164,7 @@ class Renewer:
 
     def _open(self) -> psycopg.Connection[Any]:
         if self._connection is None:
+            self._vitals.release(RENEWER)  # a database that does not answer is no fault of ours
             connection = psycopg.connect(self._dsn(), autocommit=True, prepare_threshold=None)
             if not is_pooled(connection):
                 connection.execute(PINNED)

@@ -11,11 +11,13 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cache
 from typing import TYPE_CHECKING, Any, Final, cast
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from pgqueue.metrics.watch import Watch
     from pgqueue.worker.worker import Worker
 
 log = logging.getLogger(__name__)
@@ -59,12 +61,12 @@ def calm_collector() -> None:
     gc.set_threshold(5_000, 10, 10)
 
 
-def supervise(commands: list[list[str]]) -> int:
+def supervise(commands: list[list[str]], watch: Watch | None = None) -> int:
     """Run these copies of a worker, restart those that die, pass SIGTERM and Ctrl-C on to all.
 
-    Answers the worst exit code of the copies that were told to stop.
+    ``watch`` shows how they are. Answers the worst exit code of the copies that were told to stop.
     """
-    return _Supervisor(commands).run()
+    return _Supervisor(commands, watch).run()
 
 
 async def _under_signals(worker: Worker) -> int:
@@ -101,8 +103,13 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 
 class _Supervisor:
-    def __init__(self, commands: list[list[str]]) -> None:
-        self._children = [_Copy(command, nth) for nth, command in enumerate(commands, 1)]
+    def __init__(self, commands: list[list[str]], watch: Watch | None) -> None:
+        self._children = [
+            _Copy(command, nth, {} if watch is None else watch.environment(nth - 1))
+            for nth, command in enumerate(commands, 1)
+        ]
+        if watch is not None:
+            watch.follow([child.pid for child in self._children])
         self._stopping = False
         self._last = 0
 
@@ -130,8 +137,9 @@ class _Supervisor:
 class _Copy:
     """One copy of the command, in a session of its own, so that a terminal's Ctrl-C reaches it once: through us."""
 
-    def __init__(self, command: list[str], nth: int) -> None:
+    def __init__(self, command: list[str], nth: int, environment: dict[str, str]) -> None:
         self._command = command
+        self._environment = environment
         self._nth = nth
         self._process: subprocess.Popen[bytes] | None = None
         self._started = 0.0
@@ -142,6 +150,11 @@ class _Copy:
     @property
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
+
+    def pid(self) -> int | None:
+        """Which process it is now; None: it has ended, or has not been started. For any thread."""
+        process = self._process
+        return process.pid if process is not None and process.returncode is None else None
 
     @property
     def told(self) -> bool:
@@ -160,11 +173,13 @@ class _Copy:
 
     def start(self) -> None:
         self._started = time.monotonic()
+        if sys.platform == "linux":
+            _load_prctl()
         self._process = subprocess.Popen(  # noqa: S603 - our own command line
             self._command,
-            env={**os.environ, _SUPERVISED: "1"},
+            env={**os.environ, _SUPERVISED: "1", **self._environment},
             start_new_session=True,
-            preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - we have no threads
+            preexec_fn=die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509 - it takes no lock
         )
         self._start_at = 0.0
 
@@ -187,4 +202,10 @@ class _Copy:
 
 def die_with_parent() -> None:
     """In the child before exec, on Linux: SIGTERM when the supervisor is gone, however it went (prctl(2))."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    _load_prctl()(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+@cache
+def _load_prctl() -> Any:
+    """Before the fork: a thread of ours may hold the lock of the dynamic loader while we fork, and take it along."""
+    return ctypes.CDLL(None).prctl

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import socket
+import time
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -16,6 +17,9 @@ from pgqueue.batch import BatchTask
 from pgqueue.connection import connection_string
 from pgqueue.errors import SettingsError
 from pgqueue.job import DEFAULT_QUEUE, MAX_NAME_LENGTH, check_text
+from pgqueue.metrics.board import Monitor
+from pgqueue.metrics.meter import make_meter
+from pgqueue.metrics.vitals import CLAIMER, LOOP, patience
 from pgqueue.pruner import prune, tidy
 from pgqueue.resources import Lifespan
 from pgqueue.scheduler import Scheduler, forget_ticks
@@ -38,11 +42,14 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from pgqueue.app import App
+    from pgqueue.metrics.vitals import Readiness
+    from pgqueue.outcome import Outcome
     from pgqueue.run import Run
     from pgqueue.task import Task
 
 log = logging.getLogger(__name__)
 
+_TICK: Final = 1.0
 _HEARTBEAT: Final = 10.0
 _PRUNE: Final = 3600.0
 _OWN_CONNECTIONS: Final = 10  # beyond one per slot, so that handlers in job.transaction() can also enqueue
@@ -64,6 +71,7 @@ class Worker:
         catch_all: a task that runs the jobs of every name which the app does not know.
         name: how it is called in logs and in ``pgq workers``; default host, pid and a few random letters.
         bell: listen for NOTIFY; without it the worker polls.
+        monitor: where it writes how it is and what it counts, for whoever shows that; default: for nobody.
 
     Raises:
         SettingsError: there is nothing that it could run, or a value has no meaning.
@@ -81,6 +89,7 @@ class Worker:
         catch_all: Task[Any, Any] | None = None,
         name: str | None = None,
         bell: bool = True,
+        monitor: Monitor | None = None,
     ) -> None:
         settings = app.settings
         if not app.tasks and catch_all is None:
@@ -96,6 +105,8 @@ class Worker:
         self.name = name or f"{socket.gethostname()}:{os.getpid()}:{secrets.token_hex(2)}"
         self._catch_all = catch_all
         self._with_bell = bell
+        self._monitor = monitor or Monitor()
+        self.vitals = self._monitor.vitals
         self._stopping = asyncio.Event()
         self._hurry = asyncio.Event()
         self.started = asyncio.Event()
@@ -133,7 +144,7 @@ class Worker:
                 every(self.app.settings.lease_check_interval.total_seconds(), self._sweep, "the sweep"),
                 every(_HEARTBEAT, self._heartbeat, "the heartbeat"),
                 every(_PRUNE, self._prune, "pruning"),
-                every(1.0, self._tick, "the tick"),
+                every(_TICK, self._tick, "the tick"),
                 every(1.0, self.scheduler.look, "the scheduler", self.scheduler.edited),
             )
         ]
@@ -160,16 +171,18 @@ class Worker:
 
         self._loop = asyncio.get_running_loop()
         self.hand = Hand(app)
-        patience = max(self.lease.total_seconds(), _PATIENCE)
+        longest = max(self.lease.total_seconds(), _PATIENCE)
         self._links = [
-            Link(dsn, "claiming", patience),
-            Link(dsn, "finishing", patience, lock_timeout="1s"),
-            Link(dsn, "sweeping", patience, lock_timeout="1s"),
-            Link(dsn, "scheduling", patience, lock_timeout="1s"),  # opened when a tick is near
+            Link(dsn, "claiming", longest),
+            Link(dsn, "finishing", longest, lock_timeout="1s"),
+            Link(dsn, "sweeping", longest, lock_timeout="1s"),
+            Link(dsn, "scheduling", longest, lock_timeout="1s"),  # opened when a tick is near
         ]
+        self.meter = make_meter(app, self._monitor.numbers, lambda: self.claimer.clock_offset)
         self.finisher = Finisher(self._links[1], self.hand, app.schema)
         self.executor = self._make_executor()
         self.finisher.on_landed = self._on_landed
+        self.finisher.meter = self.meter
         self.scheduler = Scheduler(
             self._links[2], self._links[3], app.schema, list(app.schedules.values()), hears=lambda: self.bell.up
         )
@@ -181,12 +194,13 @@ class Worker:
             dsn, self.hand, self.lease, app.schema,
             lost=lambda run: self._loop.call_soon_threadsafe(self._lose, run),
             cancelled=lambda run: self._loop.call_soon_threadsafe(self.executor.cancel, run),
+            vitals=self.vitals,
         )  # fmt: skip
         self.claimer = Claimer(
             self._links[0], self.hand, self.executor, self.bell,
             behind=lambda: self.finisher.behind, schema=app.schema, worker=self.name, queues=self.queues,
             tasks=None if self._catch_all is not None else sorted(app.tasks),
-            lease=self.lease, poll=self.poll, stopping=self._stopping,
+            lease=self.lease, poll=self.poll, stopping=self._stopping, vitals=self.vitals, meter=self.meter,
         )  # fmt: skip
 
     def _make_executor(self) -> Executor:
@@ -196,7 +210,7 @@ class Worker:
         composed = {name: compose(task, arounds, values) for name, task in app.tasks.items()}
         make = BatchExecutor if any(isinstance(task, BatchTask) for task in app.tasks.values()) else Executor
         return make(
-            app, self.slots, self.finisher.add,
+            app, self.slots, self.finisher.add if self.meter is None else self._add_timed,
             catch_all=compose(catch_all, arounds, values) if catch_all is not None else None,
             tasks=app.tasks if composed == app.tasks else composed,
             children=ChildPool(app, around_thread(arounds, self._loop) if arounds else None),
@@ -210,10 +224,12 @@ class Worker:
             await asyncio.wait_for(claiming, 0 if self._links[0].down else _LAST_CLAIM)
         except Exception as error:  # noqa: BLE001 - a claim that hangs is left to its lease
             log.warning("the last claim did not come back: %r", error)
+        self.vitals.release(CLAIMER)
         clean = await self._run_out()
         landed = await self.finisher.drained(hurry=self._hurry.is_set())
         self.stuck = not await self.executor.shut_down()
         await asyncio.to_thread(self.renewer.stop)
+        self.vitals.release(LOOP)  # what follows are the resources' last words
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)
@@ -251,14 +267,34 @@ class Worker:
         if self.claimer.managed:  # a key or a place of a limit may be free again
             self.bell.rung.set()
 
+    def _add_timed(self, run: Run, outcome: Outcome) -> None:
+        """Between the executor and the finisher, when somebody counts."""
+        run.finished = time.monotonic()
+        self.finisher.add(run, outcome)
+
     def _lose(self, run: Run) -> None:
+        if self.meter is not None and not run.lost:
+            self.meter.lost(1)
         self.executor.cancel(run, lost=True)
 
     async def _tick(self) -> None:
+        self.vitals.expect(LOOP, _TICK + patience(self.lease.total_seconds()))
         self.executor.tick()
+        self.vitals.show(
+            self._readiness(), bell=self.bell.up, busy=self.executor.running, free=self.slots - self.executor.running
+        )
+        if self.meter is not None:
+            self.meter.beat()
+
+    def _readiness(self) -> Readiness:
+        if self._stopping.is_set():
+            return "stopping"
+        return "" if self.bell.up or self.bell.polls else "the bell is down"
 
     async def _sweep(self) -> None:
-        await sweep(self._links[2], self.app.schema)
+        swept = await sweep(self._links[2], self.app.schema)
+        if swept and self.meter is not None:
+            self.meter.swept(len(swept))
 
     async def _prune(self) -> None:
         await prune(self._links[2], self.app.schema)

@@ -25,6 +25,18 @@ def test_a_healthy_server_says_so(api: Api):
     assert api.get("/livez").json() == {"status": "ok", "checks": {"process": "ok"}}
 
 
+def test_metrics_are_what_the_database_knows(api: Api):
+    api.submit(1, queue="q")
+    answer = api.get("/metrics")
+    assert answer.status_code == 200
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert 'pgqueue_jobs{queue="q",state="available"} 1.0' in answer.text
+    assert "pgqueue_enqueued_total 1.0" in answer.text
+    opened = api.get("/metrics", headers={"Accept": "application/openmetrics-text; version=1.0.0"})
+    assert opened.headers["content-type"].startswith("application/openmetrics-text")
+    assert opened.text.endswith("# EOF\n")
+
+
 def test_without_its_database_it_lives_and_is_not_ready(private_server: Any):
     database = private_server(migrated=True)
     with Running(database.dsn) as api:

@@ -52,12 +52,12 @@ CREATE TABLE pgqueue.jobs (
 CREATE INDEX jobs_claim ON pgqueue.jobs (queue, priority, run_at, id) WHERE group_key IS NULL;
 CREATE UNIQUE INDEX jobs_unique_key ON pgqueue.jobs (unique_key) WHERE unique_key IS NOT NULL;
 -- The line of each key, in its order; `place` is set only when a job went to the end of its line. And what is due next, of
--- each key and of all.
+-- each key and of all; at the far end of the latter are the blocked ones, where metrics_live.sql counts them.
 CREATE INDEX jobs_group ON pgqueue.jobs (queue, group_key, coalesce(place, id), id)
     WHERE group_key IS NOT NULL AND run_at < 'infinity';
 CREATE INDEX jobs_group_next ON pgqueue.jobs (queue, group_key, run_at, id)
     WHERE group_key IS NOT NULL AND run_at < 'infinity';
-CREATE INDEX jobs_group_due ON pgqueue.jobs (queue, run_at, id) WHERE group_key IS NOT NULL AND run_at < 'infinity';
+CREATE INDEX jobs_group_due ON pgqueue.jobs (queue, run_at, id) WHERE group_key IS NOT NULL;
 CREATE INDEX jobs_batch ON pgqueue.jobs (batch_id) WHERE batch_id IS NOT NULL;
 CREATE INDEX jobs_depends_on ON pgqueue.jobs USING gin (depends_on) WITH (fastupdate = off) WHERE depends_on IS NOT NULL;
 

@@ -25,6 +25,8 @@ BEGIN
                             INSERT INTO pgqueue.%I SELECT * FROM moved', parent || '_default', day, day + 1, name);
             EXECUTE format('ALTER TABLE pgqueue.%I ATTACH PARTITION pgqueue.%I FOR VALUES FROM (%L) TO (%L)',
                            parent, name, day, day + 1);
+            -- Who may read history may also see what the planner's statistics say of each day (pg_stats asks for this).
+            EXECUTE format('GRANT SELECT ON pgqueue.%I TO pgqueue_reader, pgqueue_worker, pgqueue_admin', name);
             RETURN NEXT 'created ' || name;
         END LOOP;
         EXECUTE format('DELETE FROM pgqueue.%I WHERE finished_at < now() - %L::interval', parent || '_default', kept.keep);

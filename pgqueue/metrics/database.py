@@ -1,0 +1,155 @@
+"""What the database knows, as metrics: for ``pgq serve`` and a worker's ``/metrics/database``.
+
+Bounded, whatever the tables hold: rows are counted through an index up to a cap, and what lies beyond is taken from
+the statistics that PostgreSQL keeps anyhow; see docs/metrics.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Final
+
+import psycopg
+
+from pgqueue import statements
+from pgqueue.connection import run, run_async
+from pgqueue.errors import DatabaseError
+from pgqueue.metrics import catalogue
+from pgqueue.metrics.estimates import ended_jobs, live_jobs
+from pgqueue.metrics.exposition import counted, gauge, render
+from pgqueue.metrics.meter import enqueued
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric as Family
+
+    from pgqueue.app import App
+    from pgqueue.metrics.exposition import Page
+    from pgqueue.statements import EndedCounts, LiveCount, TableFacts
+
+log = logging.getLogger(__name__)
+
+SHARED_FOR: Final = 1.0  # seconds: many scrapers cost one look
+_REST: Final = 30.0  # after a count that was given up
+# The plan is bound to the indexes, and a look through the leavings of a held snapshot ends.
+BOUNDED: Final = """
+    SET LOCAL statement_timeout = '1s'; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off;
+    SET LOCAL jit = off; SET LOCAL max_parallel_workers_per_gather = 0
+"""
+_STATES: Final = ("available", "scheduled", "retrying", "blocked", "running", "completed", "dead", "cancelled")
+
+
+class DatabaseMetrics:
+    """The page of one application's queue. Whoever asks within a second of another gets the same answer.
+
+    Args:
+        app: where the queue is.
+        with_enqueued: also how many jobs this process has enqueued with ``app``, if it shows that on no other page.
+    """
+
+    def __init__(self, app: App, *, with_enqueued: bool = False) -> None:
+        self._app = app
+        self._with_enqueued = with_enqueued
+        self._alock = asyncio.Lock()
+        self._lock = threading.Lock()
+        self._seen: list[Family] = []
+        self._seen_at = -SHARED_FOR
+        self._rest_until = 0.0
+
+    async def read(self, accept: str = "") -> Page:
+        """The page, in the format that the Accept header asks for.
+
+        Raises:
+            DatabaseError: no answer; DatabaseUnreachableError: no connection.
+        """
+        async with self._alock:
+            if self._stale:
+                facts, ended = await self._app.database.atransact(self._look_around)
+                self._keep(await self._live(), facts, ended)
+        return self._page(accept)
+
+    def read_sync(self, accept: str = "") -> Page:
+        """The same for sync code, from any thread."""
+        with self._lock:
+            if self._stale:
+                facts, ended = self._app.database.transact(self._look_around_sync)
+                self._keep(self._live_sync(), facts, ended)
+        return self._page(accept)
+
+    @property
+    def _stale(self) -> bool:
+        return time.monotonic() - self._seen_at >= SHARED_FOR
+
+    async def _look_around(self, own: psycopg.AsyncConnection[Any]) -> tuple[TableFacts, EndedCounts]:
+        schema = self._app.schema
+        return (
+            await run_async(own, statements.metrics_facts(schema=schema)),
+            await run_async(own, statements.metrics_ended(schema=schema)),
+        )
+
+    def _look_around_sync(self, own: psycopg.Connection[Any]) -> tuple[TableFacts, EndedCounts]:
+        schema = self._app.schema
+        return run(own, statements.metrics_facts(schema=schema)), run(own, statements.metrics_ended(schema=schema))
+
+    async def _live(self) -> list[LiveCount] | None:
+        async def look(own: psycopg.AsyncConnection[Any]) -> list[LiveCount]:
+            await own.execute(BOUNDED)
+            return await run_async(own, statements.metrics_live(schema=self._app.schema))
+
+        if time.monotonic() < self._rest_until:
+            return None
+        try:
+            return await self._app.database.atransact(look)
+        except DatabaseError as error:
+            self._give_up(error)
+            return None
+
+    def _live_sync(self) -> list[LiveCount] | None:
+        def look(own: psycopg.Connection[Any]) -> list[LiveCount]:
+            own.execute(BOUNDED)
+            return run(own, statements.metrics_live(schema=self._app.schema))
+
+        if time.monotonic() < self._rest_until:
+            return None
+        try:
+            return self._app.database.transact(look)
+        except DatabaseError as error:
+            self._give_up(error)
+            return None
+
+    def _give_up(self, error: DatabaseError) -> None:
+        """What can't be had in time is not shown: a wrong number would be worse. It is not asked for again at once."""
+        if not isinstance(error.__cause__, psycopg.errors.QueryCanceled):
+            raise error
+        self._rest_until = time.monotonic() + _REST
+        log.warning("the waiting jobs could not be counted within a second: is an old transaction open?")
+
+    def _keep(self, live: list[LiveCount] | None, facts: TableFacts, ended: EndedCounts) -> None:
+        self._seen = list(_families(live, facts, ended))
+        self._seen_at = time.monotonic()
+
+    def _page(self, accept: str) -> Page:
+        if not self._with_enqueued:
+            return render(self._seen, accept)
+        total = (catalogue.ENQUEUED.name, (), [float(enqueued(self._app))])
+        return render([*self._seen, *counted([catalogue.ENQUEUED], [total])], accept)
+
+
+def _families(live: list[LiveCount] | None, facts: TableFacts, ended: EndedCounts) -> list[Family]:
+    jobs = {**(live_jobs(live, facts) if live is not None else {}), **ended_jobs(ended)}
+    for queue in {queue for queue, _ in jobs}:  # a state that nothing is in is shown, too
+        for state in _STATES:
+            if live is not None or state in {"completed", "dead", "cancelled"}:
+                jobs.setdefault((queue, state), 0)
+    families = [gauge(catalogue.JOBS, dict(sorted(jobs.items())))]
+    if live is not None:
+        families.append(gauge(catalogue.OLDEST_READY, {(one.queue,): one.oldest_ready_seconds for one in live}))
+    return [
+        *families,
+        gauge(catalogue.WORKERS, {(): facts.workers}),
+        gauge(catalogue.ALL_SLOTS, {("busy",): facts.busy, ("free",): max(facts.slots - facts.busy, 0)}),
+        gauge(catalogue.DEAD_TUPLES, {(): facts.dead_tuples}),
+        gauge(catalogue.OLDEST_XMIN, {(): facts.oldest_xmin_seconds}),
+    ]
