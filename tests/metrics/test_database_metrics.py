@@ -161,13 +161,11 @@ async def test_a_count_that_is_given_up_is_absent_and_the_rest_is_there(app: App
 
 async def test_a_database_that_is_not_there_is_an_error():
     app = App(settings=Settings(dsn="host=127.0.0.1 port=1 connect_timeout=1"))
-    module_patience = 0.1
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pgqueue.connection._POOL_PATIENCE", module_patience)
-        with pytest.raises(DatabaseUnreachableError):
-            await DatabaseMetrics(app).read()
-        with pytest.raises(DatabaseUnreachableError):
-            await asyncio.to_thread(DatabaseMetrics(app).read_sync)
+    app.database.patience = 0.1
+    with pytest.raises(DatabaseUnreachableError):
+        await DatabaseMetrics(app).read()
+    with pytest.raises(DatabaseUnreachableError):
+        await asyncio.to_thread(DatabaseMetrics(app).read_sync)
     await app.aclose()
 
 

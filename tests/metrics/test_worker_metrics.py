@@ -264,9 +264,9 @@ async def test_a_claimer_that_does_not_come_back_is_stuck(dsn: str, monitor: Mon
     async with working(app, monitor=monitor) as worker:
         hang = asyncio.Event()
 
-        async def never(_limit: int) -> list[Any]:
+        async def never(_limit: int) -> int:
             await hang.wait()
-            return []
+            return 0
 
         worker.claimer.claim = never  # type: ignore[method-assign]
         await stuck(monitor, "the claimer")

@@ -19,7 +19,7 @@ from pgqueue.errors import EmbeddedServerError
 if TYPE_CHECKING:
     from servers import Server
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")]
 
 
