@@ -26,10 +26,10 @@ demo: $(STAMP) ## The whole story on the embedded PostgreSQL: enqueue, work, kil
 	@$(BIN)/pgq demo
 
 test: $(STAMP) ## All tests but those of `make chaos`, against a real PostgreSQL (PGQUEUE_TEST_DSN, else Docker, else the embedded one)
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --ignore=tests/chaos --ignore=tests/measuring -n $(TEST_WORKERS) --dist worksteal --cov --cov-report=term --cov-fail-under=93
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --ignore=tests/chaos --ignore=tests/long -n $(TEST_WORKERS) --dist worksteal --cov --cov-report=term --cov-fail-under=93
 
-chaos: $(STAMP) ## Faults against real servers and processes: failover, a pooler, a full disk, a soak (PGQUEUE_CHAOS=long: minutes); and the benchmarks work
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest tests/chaos tests/measuring -n 2 --dist worksteal
+chaos: $(STAMP) ## Faults against real servers and processes: failover, a pooler, a full disk, a soak (PGQUEUE_CHAOS=long: minutes); the wheel, types, the benchmarks
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest tests/chaos tests/long -n 2 --dist worksteal
 
 check: $(STAMP) ## Linters, formatter, type checker, import rules, docs
 	@$(BIN)/ruff check .

@@ -68,7 +68,7 @@ def program(tmp_path: Path) -> Path:
 
 
 def test_a_type_checker_sees_what_enqueue_and_call_take(program: Path) -> None:
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parent.parent.parent
     command = [sys.executable, "-m", "mypy", "--strict", "--no-error-summary", "--hide-error-context", "--no-pretty",
                f"--cache-dir={root / '.mypy_cache'}", "--config-file=", str(program)]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, cwd=root, check=False)

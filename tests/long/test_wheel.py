@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parent.parent.parent
 HAS_UV = importlib.util.find_spec("uv") is not None
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
