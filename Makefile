@@ -4,6 +4,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_WORKERS ?= 4
+COVER ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test chaos check bench bench-peers docs format clean
@@ -25,8 +26,8 @@ $(STAMP): pyproject.toml
 demo: $(STAMP) ## The whole story on the embedded PostgreSQL: enqueue, work, kill a worker, recover
 	@$(BIN)/pgq demo
 
-test: $(STAMP) ## All tests but those of `make chaos`, against a real PostgreSQL (PGQUEUE_TEST_DSN, else Docker, else the embedded one)
-	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --ignore=tests/chaos --ignore=tests/long -n $(TEST_WORKERS) --dist worksteal --cov --cov-report=term --cov-fail-under=93
+test: $(STAMP) ## All tests but those of `make chaos`, against a real PostgreSQL (PGQUEUE_TEST_DSN, else Docker, else the embedded one); COVER=1: with coverage
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest --ignore=tests/chaos --ignore=tests/long -n $(TEST_WORKERS) --dist worksteal $(if $(COVER),--cov --cov-report=term --cov-fail-under=93)
 
 chaos: $(STAMP) ## Faults against real servers and processes: failover, a pooler, a full disk, a soak (PGQUEUE_CHAOS=long: minutes); the wheel, types, the benchmarks
 	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest tests/chaos tests/long -n 2 --dist worksteal

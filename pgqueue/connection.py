@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, cast
 
 import psycopg
 from psycopg import conninfo
-from psycopg.pq import Format
+from psycopg.pq import Format, TransactionStatus
 from psycopg.rows import tuple_row
 from psycopg_pool import AsyncConnectionPool, ConnectionPool, PoolTimeout
 
@@ -33,6 +33,7 @@ from pgqueue.errors import (
     PgqueueError,
     SchemaError,
 )
+from pgqueue.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -57,6 +58,7 @@ _DEFAULTS: Final = {
 }
 _WHO_ANSWERS: Final = "SELECT pg_backend_pid()"
 _POOL_SIZE: Final = 10
+_MOST_KEPT: Final = 2  # of the pool's connections, for single statements
 _POOL_PATIENCE: Final = 30.0  # of who waits for a connection, and of the attempt to make one for them
 _RETRYABLE: Final = {"40001", "40P01"}  # serialization failure, deadlock: the statement did nothing, say it again
 _MOST_RETRIES: Final = 8
@@ -92,16 +94,16 @@ class OwnConnection(psycopg.Connection[Any]):
 
 
 class OwnAsyncConnection(psycopg.AsyncConnection[Any]):
-    """The same for async code."""
+    """The same for async code, with a wire instead of a cursor."""
 
-    _statements: psycopg.AsyncCursor[Any] | None = None
+    _wire: Wire | None = None
 
     @property
-    def statements(self) -> psycopg.AsyncCursor[Any]:
-        """The cursor for :meth:`Database.arun`."""
-        if self._statements is None:
-            self._statements = _async_cursor(self)
-        return self._statements
+    def wire(self) -> Wire:
+        """For :meth:`Database.arun`."""
+        if self._wire is None:
+            self._wire = Wire(self)
+        return self._wire
 
 
 def run(connection: psycopg.Connection[Any], statement: Statement[T]) -> T:
@@ -111,7 +113,10 @@ def run(connection: psycopg.Connection[Any], statement: Statement[T]) -> T:
 
 async def run_async(connection: psycopg.AsyncConnection[Any], statement: Statement[T]) -> T:
     """Run a statement on a psycopg async connection, inside whatever transaction it is in."""
-    return await _run_async(_async_cursor(connection), statement)
+    cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
+    cursor.format = Format.BINARY
+    await cursor.execute(statement.sql, statement.params)
+    return statement.read(await cursor.fetchall() if cursor.rownumber is not None else [])
 
 
 def _run(cursor: psycopg.Cursor[Any], statement: Statement[T]) -> T:
@@ -119,20 +124,9 @@ def _run(cursor: psycopg.Cursor[Any], statement: Statement[T]) -> T:
     return statement.read(cursor.fetchall() if cursor.rownumber is not None else [])
 
 
-async def _run_async(cursor: psycopg.AsyncCursor[Any], statement: Statement[T]) -> T:
-    await cursor.execute(statement.sql, statement.params)
-    return statement.read(await cursor.fetchall() if cursor.rownumber is not None else [])
-
-
 def _cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[Any]:
     """One of psycopg's plain ones, with plain rows, whatever the caller's connection makes."""
     cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-    cursor.format = Format.BINARY
-    return cursor
-
-
-def _async_cursor(connection: psycopg.AsyncConnection[Any]) -> psycopg.AsyncCursor[Any]:
-    cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
     cursor.format = Format.BINARY
     return cursor
 
@@ -202,6 +196,9 @@ class Database:
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool[Any]] = (
             weakref.WeakKeyDictionary()
         )
+        self._kept: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[OwnAsyncConnection]] = (
+            weakref.WeakKeyDictionary()
+        )
         self._guard = threading.Lock()
 
     @property
@@ -254,11 +251,37 @@ class Database:
 
     async def arun(self, statement: Statement[T]) -> T:
         """The same for async code."""
-        return await self._aagain(
-            lambda own: _run_async(
-                own.statements if isinstance(own, OwnAsyncConnection) else _async_cursor(own), statement
-            )
-        )
+        for attempt in range(_MOST_RETRIES):
+            try:
+                with translated():
+                    connection = await self._take()
+                    try:
+                        return await connection.wire.run(statement)
+                    finally:
+                        await self._put_back(connection)
+            except DatabaseError as error:
+                if not _retryable(error) or attempt == _MOST_RETRIES - 1:
+                    raise
+                await asyncio.sleep(_pause(attempt))
+        raise AssertionError  # pragma: no cover
+
+    async def _take(self) -> OwnAsyncConnection:
+        """One that was kept, or one of the pool, which takes six times as long."""
+        kept = self._kept.get(asyncio.get_running_loop())
+        while kept:
+            connection = kept.pop()
+            if not _has_input(connection.fileno()):
+                return connection
+            await (await self._async_pool()).putconn(connection)  # most likely the server has closed it
+        pool = await self._async_pool()
+        return await pool.getconn(timeout=self.patience)
+
+    async def _put_back(self, connection: OwnAsyncConnection) -> None:
+        kept = self._kept.setdefault(asyncio.get_running_loop(), [])
+        if len(kept) < _MOST_KEPT and connection.pgconn.transaction_status == TransactionStatus.IDLE:
+            kept.append(connection)
+        else:
+            await (await self._async_pool()).putconn(connection)
 
     def transact(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
         """Do work of several statements in a transaction of its own; it is done again as :meth:`run` does."""
@@ -320,8 +343,11 @@ class Database:
 
     async def aclose(self) -> None:
         """Close the running loop's pool, and the sync pool."""
-        pool = self._async.pop(asyncio.get_running_loop(), None)
+        loop = asyncio.get_running_loop()
+        pool = self._async.pop(loop, None)
         if pool is not None:
+            for connection in self._kept.pop(loop, ()):
+                await pool.putconn(connection)
             await pool.close()
         self.close()
 

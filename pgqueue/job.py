@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 import orjson
 
@@ -34,9 +34,8 @@ MOST_UPSTREAMS: Final = 10_000
 STATES: Final = ("available", "scheduled", "retrying", "blocked", "running", "completed", "dead", "cancelled")
 
 
-@dataclass(frozen=True, slots=True)
-class JobSpec:
-    """A job that may be enqueued: everything was checked when this was made.
+class JobSpec(NamedTuple):
+    """A job that may be enqueued: everything was checked when this was made. A value: it can't be changed.
 
     Attributes:
         task: name of the registered function, 1 to 128 characters.
@@ -136,7 +135,7 @@ class JobSpec:
         if "unique_for" in options and "unique_key" not in options:
             options = {**options, "unique_key": self.unique_key}
         checked = type(self).make(self.task, **options)
-        spec = replace(self, **{name: getattr(checked, name) for name in options})
+        spec = self._replace(**{name: getattr(checked, name) for name in options})
         if spec.delay is not None and spec.run_at is not None:
             raise InvalidJobError("say delay or run_at, not both")
         if spec.unique_for is not None and spec.unique_key is None:

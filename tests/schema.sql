@@ -8,6 +8,12 @@ CREATE SCHEMA pgqueue;
 
 CREATE TYPE pgqueue.job_state AS ENUM ('available', 'blocked', 'running', 'completed', 'dead', 'cancelled');
 
+CREATE DOMAIN pgqueue.attempts AS smallint CONSTRAINT attempts_are_counted CHECK ((VALUE >= 0));
+
+CREATE DOMAIN pgqueue.max_attempts AS smallint CONSTRAINT max_attempts_is_positive CHECK ((VALUE >= 1));
+
+CREATE DOMAIN pgqueue.priority AS smallint CONSTRAINT priority_is_0_to_9 CHECK (((VALUE >= 0) AND (VALUE <= 9)));
+
 TABLE pgqueue.alembic_version
     version_num character varying(32) NOT NULL
     CONSTRAINT alembic_version_pkc PRIMARY KEY (version_num)
@@ -301,9 +307,9 @@ TABLE pgqueue.jobs
     lease_until timestamp with time zone
     lease_token bigint
     state pgqueue.job_state NOT NULL DEFAULT 'available'::pgqueue.job_state
-    priority smallint NOT NULL DEFAULT 5
-    attempt smallint NOT NULL DEFAULT 0
-    max_attempts smallint NOT NULL DEFAULT 10
+    priority pgqueue.priority NOT NULL DEFAULT 5
+    attempt pgqueue.attempts NOT NULL DEFAULT 0
+    max_attempts pgqueue.max_attempts NOT NULL DEFAULT 10
     cancel_requested boolean NOT NULL DEFAULT false
     has_followers boolean NOT NULL DEFAULT false
     pending integer
@@ -321,12 +327,7 @@ TABLE pgqueue.jobs
     due_at timestamp with time zone
     batch_id bigint
     depends_on bigint[]
-    CONSTRAINT jobs_are_live CHECK ((state = ANY (ARRAY['available'::pgqueue.job_state, 'blocked'::pgqueue.job_state, 'running'::pgqueue.job_state])))
-    CONSTRAINT jobs_attempts_are_counted CHECK (((attempt >= 0) AND (max_attempts >= 1)))
-    CONSTRAINT jobs_blocked_are_never_due CHECK (((state = 'blocked'::pgqueue.job_state) = (run_at = 'infinity'::timestamp with time zone)))
     CONSTRAINT jobs_pkey PRIMARY KEY (id)
-    CONSTRAINT jobs_priority_is_0_to_9 CHECK (((priority >= 0) AND (priority <= 9)))
-    CONSTRAINT jobs_running_hold_a_lease CHECK (((state = 'running'::pgqueue.job_state) = (lease_token IS NOT NULL)))
     CREATE INDEX jobs_batch ON pgqueue.jobs USING btree (batch_id) WHERE (batch_id IS NOT NULL)
     CREATE INDEX jobs_claim ON pgqueue.jobs USING btree (queue, priority, run_at, id) WHERE (group_key IS NULL)
     CREATE INDEX jobs_depends_on ON pgqueue.jobs USING gin (depends_on) WITH (fastupdate=off) WHERE (depends_on IS NOT NULL)
@@ -524,7 +525,7 @@ VIEW pgqueue.all_jobs
     batch_id bigint
     depends_on bigint[]
     pending integer
-    AS SELECT id, queue, task, CASE WHEN ((state = 'available'::pgqueue.job_state) AND (run_at > now())) THEN CASE WHEN (attempt > 0) THEN 'retrying'::text ELSE 'scheduled'::text END ELSE (state)::text END AS state, payload, priority, attempt, max_attempts, CASE WHEN (state = 'blocked'::pgqueue.job_state) THEN due_at ELSE run_at END AS run_at, created_at, started_at, NULL::timestamp with time zone AS finished_at, lease_until, worker, cancel_requested, timeout, unique_key, progress, NULL::jsonb AS result, errors, meta, group_key, batch_id, depends_on, COALESCE(pending, 0) AS pending FROM pgqueue.jobs UNION ALL SELECT id, queue, task, (state)::text AS state, payload, priority, attempt, max_attempts, run_at, created_at, started_at, finished_at, NULL::timestamp with time zone AS lease_until, worker, false AS cancel_requested, timeout, unique_key, progress, result, errors, meta, group_key, batch_id, depends_on, 0 AS pending FROM pgqueue.history;
+    AS SELECT id, queue, task, CASE WHEN ((state = 'available'::pgqueue.job_state) AND (run_at > now())) THEN CASE WHEN ((attempt)::smallint > 0) THEN 'retrying'::text ELSE 'scheduled'::text END ELSE (state)::text END AS state, payload, priority, attempt, max_attempts, CASE WHEN (state = 'blocked'::pgqueue.job_state) THEN due_at ELSE run_at END AS run_at, created_at, started_at, NULL::timestamp with time zone AS finished_at, lease_until, worker, cancel_requested, timeout, unique_key, progress, NULL::jsonb AS result, errors, meta, group_key, batch_id, depends_on, COALESCE(pending, 0) AS pending FROM pgqueue.jobs UNION ALL SELECT id, queue, task, (state)::text AS state, payload, priority, attempt, max_attempts, run_at, created_at, started_at, finished_at, NULL::timestamp with time zone AS lease_until, worker, false AS cancel_requested, timeout, unique_key, progress, result, errors, meta, group_key, batch_id, depends_on, 0 AS pending FROM pgqueue.history;
     GRANT r TO pgqueue_admin
     GRANT r TO pgqueue_reader
     GRANT r TO pgqueue_worker
@@ -538,7 +539,7 @@ VIEW pgqueue.queue_stats
     blocked bigint
     running bigint
     oldest_ready_seconds double precision
-    AS SELECT COALESCE(queue, name) AS queue, COALESCE(paused, false) AS paused, count(*) FILTER (WHERE ((state = 'available'::pgqueue.job_state) AND (run_at <= now()))) AS available, count(*) FILTER (WHERE ((state = 'available'::pgqueue.job_state) AND (run_at > now()) AND (attempt = 0))) AS scheduled, count(*) FILTER (WHERE ((state = 'available'::pgqueue.job_state) AND (run_at > now()) AND (attempt > 0))) AS retrying, count(*) FILTER (WHERE (state = 'blocked'::pgqueue.job_state)) AS blocked, count(*) FILTER (WHERE (state = 'running'::pgqueue.job_state)) AS running, (COALESCE(EXTRACT(epoch FROM (now() - min(run_at) FILTER (WHERE ((state = 'available'::pgqueue.job_state) AND (run_at <= now()))))), (0)::numeric))::double precision AS oldest_ready_seconds FROM (pgqueue.jobs j FULL JOIN pgqueue.queues q ON ((name = queue))) GROUP BY COALESCE(queue, name), COALESCE(paused, false);
+    AS SELECT COALESCE(queue, name) AS queue, COALESCE(paused, false) AS paused, count(*) FILTER (WHERE ((state = 'available'::pgqueue.job_state) AND (run_at <= now()))) AS available, count(*) FILTER (WHERE ((state = 'available'::pgqueue.job_state) AND (run_at > now()) AND ((attempt)::smallint = 0))) AS scheduled, count(*) FILTER (WHERE ((state = 'available'::pgqueue.job_state) AND (run_at > now()) AND ((attempt)::smallint > 0))) AS retrying, count(*) FILTER (WHERE (state = 'blocked'::pgqueue.job_state)) AS blocked, count(*) FILTER (WHERE (state = 'running'::pgqueue.job_state)) AS running, (COALESCE(EXTRACT(epoch FROM (now() - min(run_at) FILTER (WHERE ((state = 'available'::pgqueue.job_state) AND (run_at <= now()))))), (0)::numeric))::double precision AS oldest_ready_seconds FROM (pgqueue.jobs j FULL JOIN pgqueue.queues q ON ((name = queue))) GROUP BY COALESCE(queue, name), COALESCE(paused, false);
     GRANT r TO pgqueue_admin
     GRANT r TO pgqueue_reader
     GRANT r TO pgqueue_worker
@@ -880,8 +881,8 @@ BEGIN
                     OR (j.errors -> -1 ->> 'type' = 'LeaseExpired'
                         AND (j.errors -> -2 ->> 'type' = 'LeaseExpired' OR j.attempt = j.max_attempts)) AS suspect, j.group_key
         )
-        SELECT s.priority, s.run_at, s.id, s.queue, s.task, CASE WHEN sum(octet_length(s.body)) OVER () <= 65536 THEN s.body END,
-            s.attempt, s.max_attempts, s.seconds, s.meta, s.suspect, s.group_key
+        SELECT s.priority::smallint, s.run_at, s.id, s.queue, s.task, CASE WHEN sum(octet_length(s.body)) OVER () <= 65536 THEN s.body END,
+            s.attempt::smallint, s.max_attempts::smallint, s.seconds, s.meta, s.suspect, s.group_key
         FROM started s;
 END $function$;
 -- pgqueue.claim_managed(text,text[],integer,bigint,interval,text,timestamp with time zone[],bigint[],text[])
@@ -1987,7 +1988,8 @@ BEGIN
     BEGIN
     SELECT array_agg(ROW(
         nextval('pgqueue.jobs_id_seq'), pgqueue.due(r.delay, r.run_at), now(), NULL, NULL, NULL,
-        'available', coalesce(r.priority, 5), 0, coalesce(r.max_attempts, 10), false, false, NULL, coalesce(r.queue, 'default'), r.task,
+        'available', CASE WHEN r.priority BETWEEN 0 AND 9 THEN r.priority WHEN r.priority IS NULL THEN 5 END,  -- NULL is refused below
+        0, CASE WHEN r.max_attempts >= 1 THEN r.max_attempts WHEN r.max_attempts IS NULL THEN 10 END, false, false, NULL, coalesce(r.queue, 'default'), r.task,
         coalesce(e.item -> 'payload', '{}'), r.timeout, r.unique_key, NULL, NULL, NULL, r.meta,
         r.group_key, NULL, NULL, submit_many.batch_id, NULL)::pgqueue.jobs ORDER BY e.nth)
     INTO given

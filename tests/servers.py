@@ -146,6 +146,8 @@ class Server:
 
     def _make_template(self) -> None:
         """Migrate the template, once for all workers; it has its name only when it is whole."""
+        from invariants import STRICT
+
         from pgqueue.migrations import migrate
 
         half_made = f"{self._prefix}half_made"
@@ -156,6 +158,8 @@ class Server:
                 self.drop(half_made)
                 connection.execute(sql.SQL("CREATE DATABASE {} TEMPLATE template0").format(sql.Identifier(half_made)))
                 migrate(self.dsn(half_made))
+                with psycopg.connect(self.dsn(half_made)) as made:
+                    made.execute(STRICT)
                 names = [sql.Identifier(half_made), sql.Identifier(self._template)]
                 connection.execute(sql.SQL("ALTER DATABASE {} RENAME TO {}").format(*names))
                 # Not even autovacuum connects now, so cloning never waits for it.

@@ -506,7 +506,7 @@ def test_the_callers_transaction_outlives_what_can_not_be_copied(database: Datab
 
 
 def test_a_copy_that_the_table_refuses_leaves_nothing(client: Any, peer: Peer):
-    with pytest.raises(DatabaseError, match="jobs_priority_is_0_to_9"):
+    with pytest.raises(DatabaseError, match="priority_is_0_to_9"):
         client.enqueue_many([JobSpec.make("t"), JobSpec("t", priority=99)], copy=True)
     assert peer.value("SELECT count(*) FROM pgqueue.jobs") == 0
     assert client.enqueue(JobSpec.make("t"))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-from dataclasses import FrozenInstanceError
 from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
@@ -30,7 +29,7 @@ JSON = st.recursive(
 def test_a_task_alone_makes_a_job_with_the_documented_defaults():
     spec = JobSpec.make("t")
     assert spec == JobSpec("t", "{}", "default", 5, None, None, 10, None, None, None)
-    with pytest.raises(FrozenInstanceError):
+    with pytest.raises(AttributeError):
         spec.queue = "other"  # type: ignore[misc]
 
 

@@ -49,7 +49,7 @@ COLUMNS = """
 """
 CONSTRAINTS = """
     SELECT conname, pg_get_constraintdef(oid) FROM pg_constraint
-    WHERE conrelid = %s AND contype <> 'n' ORDER BY conname
+    WHERE conrelid = %s AND contype <> 'n' AND conname !~ '^strict_' ORDER BY conname
 """
 INDEXES = "SELECT pg_get_indexdef(indexrelid) FROM pg_index WHERE indrelid = %s ORDER BY indexrelid::regclass::text"
 FUNCTIONS = """
@@ -59,6 +59,10 @@ FUNCTIONS = """
 ENUMS = """
     SELECT t.typname, string_agg(quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder)
     FROM pg_type t JOIN pg_enum e ON e.enumtypid = t.oid WHERE t.typnamespace = %s::regnamespace GROUP BY t.typname
+"""
+DOMAINS = """
+    SELECT t.typname, format_type(t.typbasetype, t.typtypmod), c.conname, pg_get_constraintdef(c.oid)
+    FROM pg_type t JOIN pg_constraint c ON c.contypid = t.oid WHERE t.typnamespace = %s::regnamespace ORDER BY t.typname
 """
 SCHEMA_GRANTS = "SELECT nspacl::text[], pg_get_userbyid(nspowner) FROM pg_namespace WHERE nspname = %s"
 
@@ -78,6 +82,8 @@ def _lines(connection: psycopg.Connection[Any], schema: str) -> Iterator[str]:
         yield from _grants(acl, owner)
     for name, labels in connection.execute(ENUMS, [schema]):
         yield f"\nCREATE TYPE {schema}.{name} AS ENUM ({labels});"
+    for name, base, constraint, definition in connection.execute(DOMAINS, [schema]):
+        yield f"\nCREATE DOMAIN {schema}.{name} AS {base} CONSTRAINT {constraint} {definition};"
     for relation in connection.execute(RELATIONS, [schema]).fetchall():
         yield ""
         yield from _relation(connection, schema, *relation)

@@ -37,4 +37,5 @@ def downgrade() -> None:
         DROP TABLE pgqueue.jobs, pgqueue.history, pgqueue.leases, pgqueue.retention, pgqueue.queues, pgqueue.workers,
             pgqueue.buckets, pgqueue.throttles, pgqueue.batches, pgqueue.dependencies;
         DROP TYPE pgqueue.job_state;
+        DROP DOMAIN pgqueue.priority, pgqueue.attempts, pgqueue.max_attempts;
     """)

@@ -6,7 +6,6 @@ import json
 import os
 import sys
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import datetime
 from difflib import get_close_matches
 from shlex import quote
@@ -196,7 +195,7 @@ def _maker(own: App | None, defaults: dict[str, Any]) -> Callable[[str, str | by
             del options[next(iter({"delay", "run_at"} & defaults.keys()))]  # the line's own wins
         text = "{}" if payload is None else parse_payload(payload)
         if own is None:
-            return replace(JobSpec.make(task, **options), payload=text)
+            return JobSpec.make(task, **options)._replace(payload=text)
         try:
             known = own.get_task(task)
         except UnknownTaskError:
@@ -204,7 +203,7 @@ def _maker(own: App | None, defaults: dict[str, Any]) -> Callable[[str, str | by
             there = "" if close else f"; there is: {', '.join(sorted(own.tasks)) or 'no task'}"
             raise InvalidJobError(f"task {task!r} is not registered in this app{close or there}") from None
         arguments = known.arguments.load(text)
-        return replace(known.spec, payload=text).changed(**{**known.keys.options(text, (), arguments), **options})
+        return known.spec._replace(payload=text).changed(**{**known.keys.options(text, (), arguments), **options})
 
     return make
 

@@ -208,15 +208,13 @@ def _given(**options: Any) -> dict[str, Any]:
 
 def _job(own: App | None, task: str, payload: str, given: dict[str, Any]) -> JobSpec:
     """What a tick enqueues; checked against the task's signature if there is an app."""
-    from dataclasses import replace  # noqa: PLC0415
-
     import orjson  # noqa: PLC0415
 
     from pgqueue.job import JobSpec, parse_payload  # noqa: PLC0415
 
     text = parse_payload(payload)
     if own is None:
-        return replace(JobSpec.make(task, **given), payload=text)
+        return JobSpec.make(task, **given)._replace(payload=text)
     known = own.get_task(task)
     known.arguments.load(text)  # says what does not fit
     value = orjson.loads(text)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Annotated, Any, Literal
 
@@ -70,7 +69,7 @@ class NewJob(Request):
         if attempts is not None:
             options["max_attempts"] = attempts
         spec = JobSpec.make(task, payload, **{**options, **changed})
-        return replace(spec, payload="null") if payload is None else spec  # make() takes None for "nothing given"
+        return spec._replace(payload="null") if payload is None else spec  # make() takes None for "nothing given"
 
 
 class Submission(BaseModel):

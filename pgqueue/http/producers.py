@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -207,7 +206,7 @@ def _idempotent(spec: JobSpec, body: models.NewJob, key: str) -> tuple[JobSpec, 
     asked = orjson.dumps(body.model_dump(mode="json"), option=orjson.OPT_SORT_KEYS)
     mark = hashlib.sha256(asked).hexdigest()[:32]
     marked = spec.with_meta(idempotency=mark)
-    return replace(marked, unique_key=f"idempotency:{spec.queue}:{key}", unique_for=REPLAYED_FOR), mark
+    return marked._replace(unique_key=f"idempotency:{spec.queue}:{key}", unique_for=REPLAYED_FOR), mark
 
 
 async def _existing(client: AsyncClient, answer: Submitted, mark: str) -> models.Submission:

@@ -14,6 +14,7 @@ import psycopg
 
 from pgqueue.connection import is_pooled_async
 from pgqueue.errors import EmbeddedServerError
+from pgqueue.wire import Wire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,8 +70,7 @@ class Link:
         self._dsn = dsn
         self._purpose = purpose
         self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._cursor: psycopg.AsyncCursor[Any] | None = None
-        self._prepare: bool | None = True
+        self._wire: Wire | None = None
         self._lock = asyncio.Lock()
         self.down = False  # the connection was lost, and there is no other yet
 
@@ -93,7 +93,7 @@ class Link:
             else:
                 self.down = False
                 self._connection = connection
-                self._cursor = connection.cursor(binary=True)
+                self._wire = Wire(connection)
             finally:
                 alarm.cancel()
 
@@ -103,14 +103,13 @@ class Link:
             return await self._run(statement)
 
     async def _run(self, statement: Statement[T]) -> T:
-        if self._cursor is None:
+        if self._wire is None:
             await self.open()
-        cursor, connection = self._cursor, self._connection
-        assert cursor is not None and connection is not None  # noqa: S101, PT018
+        wire, connection = self._wire, self._connection
+        assert wire is not None and connection is not None  # noqa: S101, PT018
         alarm = asyncio.get_running_loop().call_later(self._patience, hang_up, connection)
         try:
-            await cursor.execute(statement.sql, statement.params, prepare=self._prepare)
-            return statement.read(await cursor.fetchall() if cursor.description else [])
+            return await wire.run(statement)
         except asyncio.CancelledError:
             await self.close()
             raise
@@ -124,14 +123,14 @@ class Link:
 
     async def close(self) -> None:
         """Drop the connection; the next statement opens another."""
-        connection, self._connection, self._cursor = self._connection, None, None
+        connection, self._connection, self._wire = self._connection, None, None
         if connection is not None:
             await connection.close()
 
     async def _set_up(self, connection: psycopg.AsyncConnection[Any]) -> None:
         if await is_pooled_async(connection):
-            self._prepare = False  # a session setting or a prepared statement would belong to somebody else
-            connection.prepare_threshold = None
+            connection.prepare_threshold = None  # a session setting or prepared statement would belong to somebody else
         else:
             await connection.execute(PINNED)
             await connection.execute(f"SET lock_timeout = '{self._lock_timeout}'")
+            connection.prepare_threshold = 0

@@ -333,7 +333,8 @@ BEGIN
     BEGIN
     SELECT array_agg(ROW(
         nextval('pgqueue.jobs_id_seq'), pgqueue.due(r.delay, r.run_at), now(), NULL, NULL, NULL,
-        'available', coalesce(r.priority, 5), 0, coalesce(r.max_attempts, 10), false, false, NULL, coalesce(r.queue, 'default'), r.task,
+        'available', CASE WHEN r.priority BETWEEN 0 AND 9 THEN r.priority WHEN r.priority IS NULL THEN 5 END,  -- NULL is refused below
+        0, CASE WHEN r.max_attempts >= 1 THEN r.max_attempts WHEN r.max_attempts IS NULL THEN 10 END, false, false, NULL, coalesce(r.queue, 'default'), r.task,
         coalesce(e.item -> 'payload', '{}'), r.timeout, r.unique_key, NULL, NULL, NULL, r.meta,
         r.group_key, NULL, NULL, submit_many.batch_id, NULL)::pgqueue.jobs ORDER BY e.nth)
     INTO given

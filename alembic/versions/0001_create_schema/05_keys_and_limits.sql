@@ -188,8 +188,8 @@ BEGIN
                     OR (j.errors -> -1 ->> 'type' = 'LeaseExpired'
                         AND (j.errors -> -2 ->> 'type' = 'LeaseExpired' OR j.attempt = j.max_attempts)) AS suspect, j.group_key
         )
-        SELECT s.priority, s.run_at, s.id, s.queue, s.task, CASE WHEN sum(octet_length(s.body)) OVER () <= 65536 THEN s.body END,
-            s.attempt, s.max_attempts, s.seconds, s.meta, s.suspect, s.group_key
+        SELECT s.priority::smallint, s.run_at, s.id, s.queue, s.task, CASE WHEN sum(octet_length(s.body)) OVER () <= 65536 THEN s.body END,
+            s.attempt::smallint, s.max_attempts::smallint, s.seconds, s.meta, s.suspect, s.group_key
         FROM started s;
 END $$;
 

@@ -1,0 +1,161 @@
+"""Runs one statement at a time on an async psycopg connection, past its cursor: half the CPU per statement.
+
+A cursor is made for everybody. What it does for each statement beyond the exchange with libpq (find the placeholders,
+choose what to prepare, drive a generator, arm a timer that looks for Ctrl-C) costs as much as the exchange itself. Ours
+are few, known, and said by the thousand. The exchange is libpq's: https://www.postgresql.org/docs/current/libpq-async.html
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from functools import cache
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+from psycopg import errors, generators
+from psycopg.adapt import PyFormat, Transformer
+from psycopg.pq import ExecStatus, Format
+
+if TYPE_CHECKING:
+    import psycopg
+    from psycopg.pq.abc import PGresult
+
+    from pgqueue.statements import Statement
+
+T = TypeVar("T")
+
+_MOST_PREPARED: Final = 100  # statements of one connection; as psycopg
+_PLACEHOLDER: Final = re.compile(r"%(?:\((\w+)\)s|%)")
+_CANCEL_PATIENCE: Final = 5.0
+
+
+class Wire:
+    """One connection's. Not for two at once: whoever calls has the connection to himself.
+
+    Args:
+        connection: in autocommit mode, outside a transaction.
+    """
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self._connection = connection
+        self._pgconn = connection.pgconn
+        self._fd = connection.pgconn.socket
+        self._loop = asyncio.get_running_loop()
+        self._adapt = Transformer(connection)
+        self._known: dict[
+            tuple[str, tuple[int, ...]], bytes | int
+        ] = {}  # a name when prepared, else how often it was said
+        self._names = count(1)
+        self._answer: asyncio.Future[PGresult] | None = None
+        self._last: PGresult | None = None
+
+    async def run(self, statement: Statement[T]) -> T:
+        """Run it in a transaction of its own; answers what it reads.
+
+        Raises:
+            psycopg.Error: what a cursor raises. After an OperationalError without a sqlstate the connection is broken.
+        """
+        params, adapt = statement.params, self._adapt
+        sql, names = (statement.sql.encode(), ()) if params is None else _numbered(statement.sql)
+        values = [params[name] for name in names] if params else []
+        sent = adapt.dump_sequence(values, [PyFormat.AUTO] * len(values))
+        types = adapt.types or ()
+        key = (statement.sql, types)
+        known = self._known.get(key, 0)
+        name = known if isinstance(known, bytes) else await self._get_to_know(key, known, sql, types)
+        if name is None:
+            self._pgconn.send_query_params(sql, sent, types, adapt.formats, Format.BINARY)
+        else:
+            self._pgconn.send_query_prepared(name, sent, adapt.formats, Format.BINARY)
+        result = await self._result()
+        if result.status != ExecStatus.TUPLES_OK:
+            return statement.read([])
+        adapt.set_pgresult(result)
+        return statement.read(adapt.load_rows(0, result.ntuples, tuple))
+
+    async def _get_to_know(
+        self, key: tuple[str, tuple[int, ...]], said: int, sql: bytes, types: tuple[int, ...]
+    ) -> bytes | None:
+        """Prepare what is said often. Behind a pooler (no threshold) nothing is: it would be somebody else's."""
+        threshold = self._connection.prepare_threshold
+        if threshold is None or len(self._known) > _MOST_PREPARED:
+            return None
+        self._known[key] = said + 1
+        if said < threshold:
+            return None
+        name = b"pgqueue_%d" % next(self._names)  # never used again: who is cancelled does not know what was prepared
+        self._pgconn.send_prepare(name, sql, types)
+        await self._result()
+        self._known[key] = name
+        return name
+
+    async def _result(self) -> PGresult:
+        """What the server answers to what was sent; raises its error."""
+        if self._pgconn.flush():  # more than the socket takes at once
+            result: PGresult = (await self._connection.wait(generators.execute(self._pgconn)))[-1]
+        else:
+            self._last = None
+            answer = self._answer = self._loop.create_future()
+            self._loop.add_reader(self._fd, self._readable)
+            try:
+                result = await answer
+            finally:
+                self._loop.remove_reader(self._fd)
+                if answer.cancelled():
+                    await self._call_off()
+        if result.status == ExecStatus.FATAL_ERROR:
+            raise errors.error_from_result(result, self._connection.info.encoding)
+        return result
+
+    def _readable(self) -> None:
+        """The server has said something; when it is all, whoever waits goes on."""
+        answer = self._answer
+        if answer is None or answer.done():
+            return
+        pgconn = self._pgconn
+        try:
+            pgconn.consume_input()
+            while not pgconn.is_busy():  # else the next one may not be here yet
+                result = pgconn.get_result()
+                if result is None:
+                    break
+                self._last = result
+            else:
+                return
+        except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
+            answer.set_exception(error)
+            return
+        if self._last is None:
+            answer.set_exception(errors.OperationalError("the connection is closed"))
+        else:
+            answer.set_result(self._last)
+
+    async def _call_off(self) -> None:
+        """The caller has gone: so should the statement. A connection that does not come to rest is closed."""
+        try:
+            async with asyncio.timeout(_CANCEL_PATIENCE):
+                await self._connection.cancel_safe(timeout=_CANCEL_PATIENCE)
+                await self._connection.wait(generators.execute(self._pgconn))
+        except Exception:  # noqa: BLE001 - whatever it is, the caller is not interested any more
+            self._pgconn.finish()
+        except BaseException:
+            self._pgconn.finish()
+            raise
+
+
+@cache
+def _numbered(sql: str) -> tuple[bytes, tuple[str, ...]]:
+    """``%(name)s`` as ``$1``, which is how PostgreSQL wants it, and the names in order."""
+    names: list[str] = []
+
+    def number(found: re.Match[str]) -> str:
+        name = found[1]
+        if name is None:
+            return "%"
+        if name not in names:
+            names.append(name)
+        return f"${names.index(name) + 1}"
+
+    text = _PLACEHOLDER.sub(number, sql)
+    return text.encode(), tuple(names)
