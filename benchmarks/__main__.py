@@ -42,7 +42,8 @@ REGIMES = {module.REGIME.name: module.REGIME for module in _MODULES}
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure as the command line says; answers the exit code."""
     options = _parse(arguments)
-    size = replace(SIZES[options.size], **({"drain": options.jobs} if options.jobs else {}))
+    size = SIZES[options.size]
+    size = replace(size, drain=options.jobs or size.drain, steady=options.seconds or size.steady)
     regimes = [REGIMES[name] for name in options.only]
     console = Console(width=None if sys.stdout.isatty() else 180)
     progress = Console(stderr=True)
@@ -122,6 +123,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--repeat", type=int, help="rounds; default 3, or 1 when quick")
     parser.add_argument("--jobs", type=int, help="jobs to drain")
+    parser.add_argument("--seconds", type=float, help="length of a steady load; default 10, or 4 when quick")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all figures of all rounds to this file")
     options = parser.parse_args(arguments)
     options.repeat = options.repeat or (3 if options.size == "full" else 1)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import multiprocessing
 import os
 import re
@@ -14,9 +13,12 @@ import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+import orjson
+
 from benchmarks.harness import Bench, Case, Column, Measures, Regime, app_on, percentile, specs
 from benchmarks.server import tree_cpu
 from benchmarks.tasks import QUEUE, TEXT
+from pgqueue.worker.supervisor import _loop_factory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +42,7 @@ class Line:
         self._reader, self._writer = await asyncio.open_connection("127.0.0.1", self._port)
 
     async def post(self, path: str, body: Any) -> tuple[int, Any]:
-        data = json.dumps(body).encode()
+        data = orjson.dumps(body)
         self._writer.write(
             f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(data)}\r\n\r\n".encode()
@@ -50,7 +52,7 @@ class Line:
         status = int(head[9:12])
         found = re.search(rb"content-length: (\d+)", head, re.IGNORECASE)
         content = await self._reader.readexactly(int(found[1])) if found else b""
-        return status, json.loads(content) if content else None
+        return status, orjson.loads(content) if content else None
 
 
 @contextlib.contextmanager
@@ -72,7 +74,10 @@ def served(database: Database) -> Iterator[tuple[int, subprocess.Popen[bytes]]]:
 
 def _client(make: Any, pipe: Connection, *arguments: Any) -> None:
     try:
-        pipe.send(asyncio.run(make(*arguments)))
+        with asyncio.Runner(
+            loop_factory=_loop_factory()
+        ) as runner:  # the clients share the cores with what is measured
+            pipe.send(runner.run(make(*arguments)))
     except BaseException as error:  # noqa: BLE001 - the other side tells it
         pipe.send(error)
 

@@ -72,7 +72,7 @@ def steady(
             producer.start()
             while not producer.done(1.0):
                 claims.look()
-            calls = producer.calls()
+            calls = sorted(producer.calls(), key=lambda call: call.first)
             times = tally.times()
             wait_until(lambda: all(times[n] for n in range(count)), lambda: "jobs are missing")
             seconds = (max(call.ended for call in calls) - min(call.ended for call in calls)) / 1e9
@@ -81,6 +81,7 @@ def steady(
                 "p50_ms": percentile(waits, 0.5),
                 "p99_ms": percentile(waits, 0.99),
                 "p999_ms": percentile(waits, 0.999),
+                "p50_end_ms": percentile(waits[-len(waits) // 10 :], 0.5),
                 "jobs_per_s": count / seconds,
                 "worker_cpu": (team.cpu() - worker_cpu) / seconds * 100,
                 "server_cpu": percent(server_cpu, bench.server.cpu(), seconds),
@@ -232,6 +233,7 @@ REGIME = Regime(
         Column("p50_ms", "p50 ms", ".2f", spread=True, ratio="less"),
         Column("p99_ms", "p99 ms", ".1f", spread=True, ratio="less"),
         Column("p999_ms", "p99.9 ms", ".1f"),
+        Column("p50_end_ms", "p50 of the last tenth", ".2f"),
         Column("jobs_per_s", "jobs/s"),
         Column("worker_cpu", "worker CPU %", ".0f"),
         Column("server_cpu", "server CPU %", ".0f"),

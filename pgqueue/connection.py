@@ -196,9 +196,10 @@ class Database:
         self._async: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, AsyncConnectionPool[Any]] = (
             weakref.WeakKeyDictionary()
         )
-        self._kept: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, list[OwnAsyncConnection]] = (
-            weakref.WeakKeyDictionary()
-        )
+        self._kept_sync: list[tuple[OwnConnection, ConnectionPool[OwnConnection]]] = []
+        self._kept: weakref.WeakKeyDictionary[
+            asyncio.AbstractEventLoop, list[tuple[OwnAsyncConnection, AsyncConnectionPool[OwnAsyncConnection]]]
+        ] = weakref.WeakKeyDictionary()
         self._guard = threading.Lock()
 
     @property
@@ -225,12 +226,26 @@ class Database:
     def connection(self) -> Iterator[psycopg.Connection[Any]]:
         """A pooled autocommit connection. Raises DatabaseUnreachableError when none is to be had in time."""
         with translated():
-            pool = self._sync_pool()
-            connection = pool.getconn(timeout=self.patience)
+            connection, pool = self._take_sync()
         try:
             yield connection
         finally:
-            pool.putconn(connection)
+            if pool is self._sync and len(self._kept_sync) < _MOST_KEPT and _at_rest(connection):
+                self._kept_sync.append((connection, pool))
+            else:
+                pool.putconn(connection)
+
+    def _take_sync(self) -> tuple[OwnConnection, ConnectionPool[OwnConnection]]:
+        """One that was kept, or one of the pool, which takes six times as long."""
+        while True:
+            try:
+                connection, pool = self._kept_sync.pop()
+            except IndexError:
+                pool = self._sync_pool()
+                return pool.getconn(timeout=self.patience), pool
+            if not _has_input(connection.fileno()):
+                return connection, pool
+            pool.putconn(connection)  # most likely the server has closed it
 
     @asynccontextmanager
     async def aconnection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
@@ -254,34 +269,35 @@ class Database:
         for attempt in range(_MOST_RETRIES):
             try:
                 with translated():
-                    connection = await self._take()
+                    connection, pool = await self._take()
                     try:
                         return await connection.wire.run(statement)
                     finally:
-                        await self._put_back(connection)
+                        await self._put_back(connection, pool)
             except DatabaseError as error:
                 if not _retryable(error) or attempt == _MOST_RETRIES - 1:
                     raise
                 await asyncio.sleep(_pause(attempt))
         raise AssertionError  # pragma: no cover
 
-    async def _take(self) -> OwnAsyncConnection:
-        """One that was kept, or one of the pool, which takes six times as long."""
+    async def _take(self) -> tuple[OwnAsyncConnection, AsyncConnectionPool[OwnAsyncConnection]]:
+        """As :meth:`_take_sync`."""
         kept = self._kept.get(asyncio.get_running_loop())
         while kept:
-            connection = kept.pop()
+            connection, pool = kept.pop()
             if not _has_input(connection.fileno()):
-                return connection
-            await (await self._async_pool()).putconn(connection)  # most likely the server has closed it
+                return connection, pool
+            await pool.putconn(connection)
         pool = await self._async_pool()
-        return await pool.getconn(timeout=self.patience)
+        return await pool.getconn(timeout=self.patience), pool
 
-    async def _put_back(self, connection: OwnAsyncConnection) -> None:
-        kept = self._kept.setdefault(asyncio.get_running_loop(), [])
-        if len(kept) < _MOST_KEPT and connection.pgconn.transaction_status == TransactionStatus.IDLE:
-            kept.append(connection)
+    async def _put_back(self, connection: OwnAsyncConnection, pool: AsyncConnectionPool[OwnAsyncConnection]) -> None:
+        loop = asyncio.get_running_loop()
+        kept = self._kept.setdefault(loop, [])
+        if pool is self._async.get(loop) and len(kept) < _MOST_KEPT and _at_rest(connection):
+            kept.append((connection, pool))
         else:
-            await (await self._async_pool()).putconn(connection)
+            await pool.putconn(connection)
 
     def transact(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
         """Do work of several statements in a transaction of its own; it is done again as :meth:`run` does."""
@@ -338,6 +354,9 @@ class Database:
         """Close the sync pool; used again, it opens again."""
         with self._guard:
             pool, self._sync = self._sync, None
+            kept, self._kept_sync = self._kept_sync, []
+        for connection, its_pool in kept:
+            its_pool.putconn(connection)
         if pool is not None:
             pool.close()
 
@@ -346,8 +365,8 @@ class Database:
         loop = asyncio.get_running_loop()
         pool = self._async.pop(loop, None)
         if pool is not None:
-            for connection in self._kept.pop(loop, ()):
-                await pool.putconn(connection)
+            for connection, its_pool in self._kept.pop(loop, ()):
+                await its_pool.putconn(connection)
             await pool.close()
         self.close()
 
@@ -441,6 +460,10 @@ def _check(connection: psycopg.Connection[Any]) -> None:
 async def _acheck(connection: psycopg.AsyncConnection[Any]) -> None:
     if _has_input(connection.fileno()):
         await connection.execute("SELECT 1")
+
+
+def _at_rest(connection: psycopg.Connection[Any] | psycopg.AsyncConnection[Any]) -> bool:
+    return connection.pgconn.transaction_status == TransactionStatus.IDLE
 
 
 def _has_input(fd: int) -> bool:

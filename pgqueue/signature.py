@@ -194,8 +194,8 @@ def _check_not_injected(task: str, parameters: list[inspect.Parameter]) -> None:
 def _dump(task: str, adapter: TypeAdapter[Any], value: Any) -> str:
     what = f"task {task!r}: payload"
     try:
-        value = adapter.validate_python(value)
-        data = adapter.dump_json(value)
+        value = adapter.validator.validate_python(value)  # what TypeAdapter's own do, without their twenty keywords
+        data = adapter.serializer.to_json(value)
     except ValidationError as error:
         raise InvalidPayloadError(f"task {task!r}: {_first(error)}") from None
     except (PydanticSerializationError, UnicodeEncodeError) as error:

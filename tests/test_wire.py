@@ -17,7 +17,10 @@ from pgqueue.wire import Wire
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
-OTHERS = "FROM pg_stat_activity WHERE application_name = 'pgqueue' AND pid <> pg_backend_pid()"
+OTHERS = """
+    FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
+"""
 
 
 @pytest.fixture
