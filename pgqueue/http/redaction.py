@@ -11,7 +11,11 @@ HIDDEN: Final = "[redacted]"
 
 
 class Redact:
-    """A value without what stands under these names, at any depth; upper and lower case are the same."""
+    """A value without what stands under these names, at any depth; upper and lower case are the same.
+
+    A text that may be JSON and has such a name in it is hidden as a whole: so comes what the database holds and Python
+    can't (a number of 10,000 digits).
+    """
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = frozenset(name.lower() for name in names)
@@ -27,4 +31,7 @@ class Redact:
             }  # fmt: skip
         if isinstance(value, list):
             return [self._hide(item) for item in value]
+        if isinstance(value, str) and value.lstrip().startswith(("{", "[")):
+            text = value.lower()
+            return HIDDEN if any(name in text for name in self._names) else value
         return value
