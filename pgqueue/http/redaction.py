@@ -22,7 +22,12 @@ class Redact:
 
     def __call__(self, value: Any) -> Any:
         """The value itself when nothing is to be hidden."""
-        return self._hide(value) if self._names else value
+        if not self._names:
+            return value
+        try:
+            return self._hide(value)
+        except RecursionError:  # nested deeper than we can look
+            return HIDDEN
 
     def _hide(self, value: Any) -> Any:
         if isinstance(value, dict):

@@ -29,6 +29,13 @@ def test_what_stands_under_a_name_is_hidden_also_in_json_that_is_text(value: Any
     assert Redact(["password"])(value) == shown
 
 
+def test_what_is_nested_deeper_than_it_can_look_is_hidden():
+    value: Any = {"password": "x"}
+    for _ in range(1_000):
+        value = [value]
+    assert Redact(["password"])(value) == HIDDEN
+
+
 def test_without_names_nothing_is_hidden():
     value = {"password": "x"}
     assert Redact([])(value) is value
