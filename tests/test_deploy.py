@@ -734,6 +734,15 @@ def test_what_an_alert_says_to_look_at_can_be_looked_at_by_a_reader(reader: Peer
     assert columns(reader, statement)
 
 
+@pytest.mark.parametrize(
+    ("language", "kept"), [("nginx", "location = /metrics { return 404; }"), ("caddy", "respond /metrics 404")]
+)
+def test_the_snippets_of_proxies_pass_no_metrics_on(language: str, kept: str):
+    """They need no token."""
+    (snippet,) = re.findall(rf"^```{language}\n(.*?)^```", page("tokens.md"), re.MULTILINE | re.DOTALL)
+    assert kept in snippet
+
+
 def test_the_page_about_deployment_names_every_file():
     for path in DEPLOY.rglob("*"):
         if path.is_file():
