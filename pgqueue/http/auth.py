@@ -53,7 +53,7 @@ class Tokens:
     async def needed(self) -> bool:
         """Whether there are tokens at all. Once there were, it stays so: deleting the rows opens no running server."""
         if not self._needed and time.monotonic() - self._asked_at > _REMEMBERED:
-            self._needed = await self._client.has_tokens()
+            self._needed = await self._client.has_tokens() or self._needed  # a late answer takes nothing back
             self._asked_at = time.monotonic()
         return self._needed
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -176,6 +177,24 @@ def test_who_deletes_all_tokens_does_not_open_a_server_that_has_asked_for_one(
     until(lambda: api.get("/jobs", headers=headers).status_code == 401, "its token is gone")
     assert api.get("/jobs").status_code == 401
     assert running().get("/jobs").status_code == 200, "one that is started after that has nothing to ask for"
+
+
+async def test_an_answer_from_before_the_first_token_takes_back_none_that_came_after():
+    answers: list[asyncio.Future[bool]] = []
+
+    class Client:
+        async def has_tokens(self) -> bool:
+            answers.append(asyncio.get_running_loop().create_future())
+            return await answers[-1]
+
+    tokens = auth.Tokens(Client())  # type: ignore[arg-type]
+    early, late = (asyncio.create_task(tokens.needed()) for _ in range(2))
+    await asyncio.sleep(0)
+    answers[1].set_result(True)
+    assert await late
+    answers[0].set_result(False)
+    await early
+    assert await tokens.needed()
 
 
 async def test_a_flood_of_what_is_no_token_costs_no_look_and_pushes_nobody_out(monkeypatch: pytest.MonkeyPatch):
