@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ROOM: Final = 1 << 18  # numbers in a file, 2 MiB: some 14,000 pairs of queue and task
+_ROOM: Final = 1 << 18  # numbers in a file, 2 MiB: some 12,000 pairs of queue and task
 _WIDEST: Final = max(metric.width for metric in COUNTED.values())
 Series = tuple[str, tuple[str, ...], list[float]]
 
