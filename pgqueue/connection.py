@@ -11,6 +11,7 @@ import importlib
 import importlib.util
 import logging
 import random
+import re
 import select
 import threading
 import weakref
@@ -73,8 +74,15 @@ def connection_string(dsn: str, **extra: str) -> str:
     try:
         given = conninfo.conninfo_to_dict(dsn)
     except psycopg.ProgrammingError as error:
-        raise DatabaseError(f"not a PostgreSQL connection string: {str(error).strip()}") from None
+        raise DatabaseError(f"not a PostgreSQL connection string: {_without_secrets(str(error))}") from None
     return conninfo.make_conninfo("", **{**_DEFAULTS, **extra, **given})
+
+
+def _without_secrets(words: str) -> str:
+    """What libpq says, without what it quotes of the string: a password may be in it. The name of an option is none."""
+    if words.startswith(("invalid connection option", "invalid URI query parameter")):
+        return words.strip()
+    return re.sub('".*"', '"…"', re.sub(r'"(=|])"', r"'\1'", words), flags=re.DOTALL).strip()
 
 
 class OwnConnection(psycopg.Connection[Any]):

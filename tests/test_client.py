@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import pytest
 from peers import Peer
 
 from pgqueue import AsyncClient, Client, JobSpec
-from pgqueue.connection import Database
+from pgqueue.connection import Database, connection_string
 from pgqueue.errors import (
     DatabaseError,
     DatabaseUnreachableError,
@@ -594,6 +595,31 @@ async def test_a_server_that_is_not_there_is_unreachable_for_async_code_too():
 def test_what_is_no_connection_string_is_a_typed_error():
     with pytest.raises(DatabaseError, match="not a PostgreSQL connection string"):
         Client(Database(lambda: "nonsense nonsense")).queues()
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgres//user:s3cret@host/db",
+        "postgresql://user:s3c%zzret@host/db",
+        "postgresql://user:s3cret@[host/db",
+        "postgresql://user:s3cret@[]/db",
+        "host=h password=a\ns3cret",
+        'host=h password=a s3cret"or"s3cret',
+        "postgresql://u@h/d?password=s3cret=",
+    ],
+)
+def test_what_is_no_connection_string_is_refused_without_its_password(dsn: str):
+    with pytest.raises(DatabaseError, match="not a PostgreSQL connection string: ") as refused:
+        connection_string(dsn)
+    assert not re.search("s3c|ret", str(refused.value))
+
+
+def test_an_option_that_there_is_not_is_named():
+    with pytest.raises(DatabaseError, match='"conect_timeout"'):
+        connection_string("host=h conect_timeout=3")
+    with pytest.raises(DatabaseError, match='"conect_timeout"'):
+        connection_string("postgresql://h/d?conect_timeout=3")
 
 
 def test_a_missing_schema_says_what_to_run(empty_dsn: str):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 import time
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -10,12 +9,13 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPBearer
 
 from pgqueue.http.problems import ProblemError
+from pgqueue.tokens import hash_secret, is_secret
 
 if TYPE_CHECKING:
     from pgqueue.client import AsyncClient
     from pgqueue.tokens import TokenRecord
 
-_REMEMBERED: Final = 5.0  # seconds: a token that is revoked, or the first that is created, counts after this time
+_REMEMBERED: Final = 5.0  # seconds: that a token was revoked, or that the first was created, counts after this time
 _MOST_REMEMBERED: Final = 1_000
 
 
@@ -46,24 +46,26 @@ class Tokens:
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
-        self._needed: tuple[float, bool] = (-_REMEMBERED, False)
+        self._needed = False
+        self._asked_at = -_REMEMBERED
         self._known: dict[bytes, tuple[float, TokenRecord | None]] = {}
-        self._salt = time.time_ns().to_bytes(8, "big")
 
     async def needed(self) -> bool:
-        """Whether there are tokens at all."""
-        at, needed = self._needed
-        if time.monotonic() - at > _REMEMBERED:
-            needed = await self._client.has_tokens()
-            self._needed = (time.monotonic(), needed)
-        return needed
+        """Whether there are tokens at all. Once there were, it stays so: deleting the rows opens no running server."""
+        if not self._needed and time.monotonic() - self._asked_at > _REMEMBERED:
+            self._needed = await self._client.has_tokens() or self._needed  # a late answer takes nothing back
+            self._asked_at = time.monotonic()
+        return self._needed
 
     async def find(self, secret: str) -> TokenRecord | None:
         """The token; None when it is unknown, expired or revoked."""
-        key = hmac.digest(self._salt, secret.encode(errors="replace"), "sha256")  # no secret is kept
+        if not is_secret(secret):
+            return None
+        key = hash_secret(secret)  # no secret is kept
         at, found = self._known.get(key, (-_REMEMBERED, None))
         if time.monotonic() - at > _REMEMBERED:
             found = await self._client.find_token(secret)
+            self._known.pop(key, None)
             while len(self._known) >= _MOST_REMEMBERED:
                 del self._known[next(iter(self._known))]
             self._known[key] = (time.monotonic(), found)

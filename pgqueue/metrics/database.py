@@ -16,7 +16,7 @@ import psycopg
 
 from pgqueue import statements
 from pgqueue.connection import run, run_async
-from pgqueue.errors import DatabaseError
+from pgqueue.errors import DatabaseError, PgqueueError
 from pgqueue.metrics import catalogue
 from pgqueue.metrics.estimates import ended_jobs, live_jobs
 from pgqueue.metrics.exposition import counted, gauge, render
@@ -33,16 +33,18 @@ log = logging.getLogger(__name__)
 
 SHARED_FOR: Final = 1.0  # seconds: many scrapers cost one look
 _REST: Final = 30.0  # after a count that was given up
+_MOST_QUEUES: Final = 200  # whoever may enqueue may name queues; each is eight series
 # The plan is bound to the indexes, and a look through the leavings of a held snapshot ends.
 BOUNDED: Final = """
     SET LOCAL statement_timeout = '1s'; SET LOCAL enable_seqscan = off; SET LOCAL enable_bitmapscan = off;
     SET LOCAL jit = off; SET LOCAL max_parallel_workers_per_gather = 0
 """
-_STATES: Final = ("available", "scheduled", "retrying", "blocked", "running", "completed", "dead", "cancelled")
+_LIVE_STATES: Final = ("available", "scheduled", "retrying", "blocked", "running")
+_ENDED_STATES: Final = ("completed", "dead", "cancelled")
 
 
 class DatabaseMetrics:
-    """The page of one application's queue. Whoever asks within a second of another gets the same answer.
+    """The page of one application's queue. Whoever asks within a second of another gets the same answer, or error.
 
     Args:
         app: where the queue is.
@@ -55,6 +57,7 @@ class DatabaseMetrics:
         self._alock = asyncio.Lock()
         self._lock = threading.Lock()
         self._seen: list[Family] = []
+        self._failed: PgqueueError | None = None
         self._seen_at = -SHARED_FOR
         self._rest_until = 0.0
 
@@ -66,16 +69,22 @@ class DatabaseMetrics:
         """
         async with self._alock:
             if self._stale:
-                facts, ended = await self._app.database.atransact(self._look_around)
-                self._keep(await self._live(), facts, ended)
+                try:
+                    facts, ended = await self._app.database.atransact(self._look_around)
+                    self._keep(await self._live(), facts, ended)
+                except PgqueueError as error:
+                    self._fail(error)
         return self._page(accept)
 
     def read_sync(self, accept: str = "") -> Page:
         """The same for sync code, from any thread."""
         with self._lock:
             if self._stale:
-                facts, ended = self._app.database.transact(self._look_around_sync)
-                self._keep(self._live_sync(), facts, ended)
+                try:
+                    facts, ended = self._app.database.transact(self._look_around_sync)
+                    self._keep(self._live_sync(), facts, ended)
+                except PgqueueError as error:
+                    self._fail(error)
         return self._page(accept)
 
     @property
@@ -96,7 +105,7 @@ class DatabaseMetrics:
     async def _live(self) -> list[LiveCount] | None:
         async def look(own: psycopg.AsyncConnection[Any]) -> list[LiveCount]:
             await own.execute(BOUNDED)
-            return await run_async(own, statements.metrics_live(schema=self._app.schema))
+            return await run_async(own, statements.metrics_live(queues=_MOST_QUEUES, schema=self._app.schema))
 
         if time.monotonic() < self._rest_until:
             return None
@@ -109,7 +118,7 @@ class DatabaseMetrics:
     def _live_sync(self) -> list[LiveCount] | None:
         def look(own: psycopg.Connection[Any]) -> list[LiveCount]:
             own.execute(BOUNDED)
-            return run(own, statements.metrics_live(schema=self._app.schema))
+            return run(own, statements.metrics_live(queues=_MOST_QUEUES, schema=self._app.schema))
 
         if time.monotonic() < self._rest_until:
             return None
@@ -127,10 +136,17 @@ class DatabaseMetrics:
         log.warning("the waiting jobs could not be counted within a second: is an old transaction open?")
 
     def _keep(self, live: list[LiveCount] | None, facts: TableFacts, ended: EndedCounts) -> None:
-        self._seen = list(_families(live, facts, ended))
+        self._seen, self._failed = list(_families(live, facts, ended)), None
+        self._seen_at = time.monotonic()
+
+    def _fail(self, error: PgqueueError) -> None:
+        """Whoever waits meanwhile learns it, too: one after the other, each with its own patience, would pile up."""
+        self._failed = error
         self._seen_at = time.monotonic()
 
     def _page(self, accept: str) -> Page:
+        if self._failed is not None:
+            raise self._failed.with_traceback(None)
         if not self._with_enqueued:
             return render(self._seen, accept)
         total = (catalogue.ENQUEUED.name, (), [float(enqueued(self._app))])
@@ -139,10 +155,10 @@ class DatabaseMetrics:
 
 def _families(live: list[LiveCount] | None, facts: TableFacts, ended: EndedCounts) -> list[Family]:
     jobs = {**(live_jobs(live, facts) if live is not None else {}), **ended_jobs(ended)}
-    for queue in {queue for queue, _ in jobs}:  # a state that nothing is in is shown, too
-        for state in _STATES:
-            if live is not None or state in {"completed", "dead", "cancelled"}:
-                jobs.setdefault((queue, state), 0)
+    states = _ENDED_STATES if live is None else _LIVE_STATES + _ENDED_STATES
+    first = [one.queue for one in live or ()]
+    shown = [*first, *sorted({queue for queue, _ in jobs}.difference(first))][:_MOST_QUEUES]
+    jobs = {(queue, state): jobs.get((queue, state), 0) for queue in shown for state in states}
     families = [gauge(catalogue.JOBS, dict(sorted(jobs.items())))]
     if live is not None:
         families.append(gauge(catalogue.OLDEST_READY, {(one.queue,): one.oldest_ready_seconds for one in live}))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import mmap
+import os
 from array import array
 from bisect import bisect_left, bisect_right
 from typing import TYPE_CHECKING, Final
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-_ROOM: Final = 1 << 20  # numbers in a file; it is sparse: what is not used takes no place
+_ROOM: Final = 1 << 18  # numbers in a file, 2 MiB: some 12,000 pairs of queue and task
 _WIDEST: Final = max(metric.width for metric in COUNTED.values())
 Series = tuple[str, tuple[str, ...], list[float]]
 
@@ -98,22 +99,29 @@ class Numbers:
             log.error("no room for the metric %s; it is not counted", ", ".join(key))
             return self._places.setdefault(key, 0)
         if self._names is not None:  # before the first number, so that a file never holds numbers without a name
-            with self._names.open("a", encoding="utf-8") as names:
-                names.write(json.dumps(key) + "\n")
+            try:
+                _append(self._names, json.dumps(key) + "\n")
+            except OSError as error:  # the disk is full, say: no reason to stop working
+                log.error("the metric %s is not counted, nor any other new one: %s", ", ".join(key), error)  # noqa: TRY400
+                self._room = self._end  # half a line may stand there: nothing must come after it
+                return self._places.setdefault(key, 0)
         return self._put(key)
 
     def _put(self, key: tuple[str, ...]) -> int:
-        place = self._places[key] = self._end
+        place = self._end
         self._end += COUNTED[key[0]].width
         if isinstance(self._values, array) and self._end > len(self._values):
             self._values.extend([0.0] * (self._end - len(self._values)))
+        self._places[key] = place  # at last: another thread may read at any time
         return place
 
 
 def create(path: Path) -> None:
-    """A file for the numbers of a process that is yet to be started."""
-    with path.open("wb") as values:
-        values.truncate(8 * _ROOM)
+    """A file for the numbers of a process that is yet to be started.
+
+    It is written, not sparse: a store for which the disk has no room later would kill the process (SIGBUS).
+    """
+    path.write_bytes(bytes(8 * _ROOM))
     _names_of(path).touch()
 
 
@@ -151,6 +159,13 @@ def _names_of(path: Path) -> Path:
 def _read_names(path: Path) -> list[tuple[str, ...]]:
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     return [tuple(json.loads(line)) for line in lines if line.endswith("\n")]
+
+
+def _append(path: Path, line: str) -> None:
+    """To a file that is there: in a new one the line would name the wrong numbers."""
+    with path.open("r+", encoding="utf-8") as names:
+        names.seek(0, os.SEEK_END)
+        names.write(line)
 
 
 def _mend_names(path: Path) -> None:

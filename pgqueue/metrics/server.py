@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import socket
+import sys
 import threading
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,6 +50,9 @@ class PageServer:
 
             def server_bind(self) -> None:  # the standard one asks DNS for our name, which may take seconds
                 TCPServer.server_bind(self)
+
+            def handle_error(self, request: object, client_address: object) -> None:  # noqa: ARG002 - its names
+                log.debug("a page could not be sent: %r", sys.exception())  # the standard one prints a traceback
 
         class Handler(_Handler):
             pages = routes

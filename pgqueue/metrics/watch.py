@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.util
 import logging
 import os
@@ -82,6 +83,7 @@ class Watch:
             self.monitor = Monitor(counting=counting)
             return [self.monitor]
         self._folder = folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgqueue-monitor-")))
+        stack.callback(os.close, _locked(folder))
         return [
             Copy(folder / str(nth), counting=counting, pid=lambda nth=nth: self._pids[nth]())  # type: ignore[misc]
             for nth in range(self._processes)
@@ -106,6 +108,13 @@ class Watch:
         except OSError as error:
             raise SettingsError(f"--health-file {self._health_file}: {error.strerror or error}") from None
         stack.callback(file.stop)
+
+
+def _locked(folder: Path) -> int:
+    """A lock that systemd-tmpfiles heeds. It removes what nobody has opened for ten days; these files are mapped."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    return descriptor
 
 
 def _supervised() -> Monitor | None:

@@ -159,6 +159,39 @@ async def test_a_count_that_is_given_up_is_absent_and_the_rest_is_there(app: App
         assert {"pgqueue_workers", "pgqueue_dead_tuples", "pgqueue_oldest_xmin_seconds"} <= names
 
 
+async def test_queues_of_the_past_are_as_few_as_those_of_today(app: App, dsn: str, monkeypatch: pytest.MonkeyPatch):
+    """Whoever may enqueue may name queues: without an end they would fill a Prometheus."""
+    monkeypatch.setattr(module, "_MOST_QUEUES", 5)
+    with Peer(dsn) as peer:
+        peer.sql("INSERT INTO pgqueue.jobs (task, queue) SELECT 't', 'z' || n FROM generate_series(1, 3) n")
+        peer.sql("""
+            INSERT INTO pgqueue.history
+                (id, state, queue, run_at, created_at, priority, attempt, max_attempts, task, payload)
+            SELECT 100 + n, 'completed', 'a' || n, now(), now(), 5, 1, 1, 't', '{}' FROM generate_series(1, 9) n""")
+    found = await scrape(app)
+    jobs = {key[1:]: value for key, value in found.items() if key[0] == "pgqueue_jobs"}
+    assert {queue for queue, _ in jobs} == {"z1", "z2", "z3", "a1", "a2"}
+    assert len(jobs) == 5 * 8
+    assert (jobs["z1", "available"], jobs["a1", "completed"], jobs["a1", "available"]) == (1, 1, 0)
+
+
+async def test_who_waits_while_the_database_can_not_be_had_learns_it_with_the_first(monkeypatch: pytest.MonkeyPatch):
+    app = App(settings=Settings(dsn="host=127.0.0.1 port=1 connect_timeout=1"))
+    app.database.patience = 0.2
+    looks: list[str] = []
+    for name in ("transact", "atransact"):
+        original = getattr(app.database, name)
+        monkeypatch.setattr(app.database, name, lambda work, look=original: looks.append("look") or look(work))
+    monkeypatch.setattr(module, "SHARED_FOR", 3_600.0)
+    metrics, other = DatabaseMetrics(app), DatabaseMetrics(app)
+    answers = await asyncio.gather(*(metrics.read() for _ in range(5)), return_exceptions=True)
+    threads = [asyncio.to_thread(other.read_sync) for _ in range(5)]
+    answers += await asyncio.gather(*threads, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {DatabaseUnreachableError}
+    assert looks == ["look"] * 2
+    await app.aclose()
+
+
 async def test_a_database_that_is_not_there_is_an_error():
     app = App(settings=Settings(dsn="host=127.0.0.1 port=1 connect_timeout=1"))
     app.database.patience = 0.1

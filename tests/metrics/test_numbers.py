@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import subprocess
 import sys
@@ -129,6 +130,63 @@ def test_a_full_file_drops_new_series_and_keeps_the_others(tmp_path: Path, monke
     counted.add(FINISHED, 9, "q", "t", "completed")
     expected = {("pgqueue_swept_total",): [1], ("pgqueue_finished_total", "q", "t", "dead"): [9]}
     assert as_dict(counted.series()) == as_dict(numbers.read(path)) == expected
+
+
+def test_the_disk_of_a_file_is_taken_when_it_is_made(tmp_path: Path):
+    """A store into a hole of a sparse file for which there is no room later ends the process: SIGBUS."""
+    numbers.create(tmp_path / "0")
+    facts = (tmp_path / "0").stat()
+    assert facts.st_size == 8 * numbers._ROOM
+    assert facts.st_blocks * 512 >= facts.st_size
+
+
+@pytest.mark.parametrize("written", ["", '["pgqueue_fini'])
+def test_a_name_that_can_not_be_written_is_not_counted_and_stops_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+):
+    path = tmp_path / "0"
+    numbers.create(path)
+    counted = Numbers(path)
+    counted.add(SWEPT, 3)
+
+    def full(names: Path, line: str) -> None:
+        with names.open("a") as file:
+            file.write(written)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(numbers, "_append", full)
+        counted.add(FINISHED, 4, "q", "t", "dead")
+    counted.add(FINISHED, 5, "q", "t", "completed")  # there is room again, but the file may end in half a line
+    counted.add(SWEPT, 1)
+    assert as_dict(numbers.read(path)) == as_dict(counted.series()) == {("pgqueue_swept_total",): [4]}
+    again = Numbers(path)
+    again.add(FINISHED, 6, "q", "t", "dead")
+    assert as_dict(numbers.read(path))["pgqueue_finished_total", "q", "t", "dead"] == [6]
+
+
+def test_a_name_is_not_written_into_a_file_that_was_taken_away(tmp_path: Path):
+    path = tmp_path / "0"
+    numbers.create(path)
+    counted = Numbers(path)
+    counted.add(SWEPT, 3)
+    (tmp_path / "0.names").unlink()
+    counted.add(FINISHED, 4, "q", "t", "dead")
+    assert not (tmp_path / "0.names").exists(), "alone in it, the name would stand for another's numbers"
+
+
+def test_who_reads_while_a_series_is_added_sees_it_whole_or_not_at_all():
+    counted = Numbers()
+
+    class Places(dict[tuple[str, ...], int]):
+        def __setitem__(self, key: tuple[str, ...], place: int) -> None:
+            super().__setitem__(key, place)
+            seen.append(as_dict(counted.series()))  # as a thread that comes just then
+
+    seen: list[dict[tuple[str, ...], list[float]]] = []
+    counted._places = Places()
+    counted.observe(RUN, 1, "q", "t")
+    assert seen == [{("pgqueue_run_seconds", "q", "t"): [0] * RUN.width}]
 
 
 def test_the_series_of_several_processes_are_added(tmp_path: Path):

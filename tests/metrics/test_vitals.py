@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import tempfile
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
+from pgqueue import App, Settings
 from pgqueue.metrics import board as module
 from pgqueue.metrics.board import Board, Copy, HealthFile, Monitor, Reachability
 from pgqueue.metrics.vitals import CLAIMER, LOOP, PARTS, RENEWER, Vitals, patience
+from pgqueue.metrics.watch import Watch
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -92,6 +96,24 @@ def test_a_copy_that_is_not_to_count_has_no_numbers(tmp_path: Path):
     copy = Copy(tmp_path / "0", counting=False, pid=lambda: None)
     assert Monitor(path=tmp_path / "0").numbers is None
     assert copy.series() == []
+
+
+def test_the_files_of_copies_are_locked_against_who_tidies_up_and_gone_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """systemd-tmpfiles takes away what is old, but for locked folders: see AGE in tmpfiles.d(5)."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    watch = Watch(App(settings=Settings(dsn="host=nowhere")), port=None, host="", health_file=str(tmp_path / "health"),
+                  processes=2)  # fmt: skip
+    with watch:
+        (folder,) = tmp_path.glob("pgqueue-monitor-*")
+        assert watch.environment(1)["PGQUEUE_MONITOR"] == str(folder / "1")
+        descriptor = os.open(folder, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(descriptor)
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_database_is_asked_once_for_many_probes(monkeypatch: pytest.MonkeyPatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -9,10 +10,13 @@ import pytest
 from pgqueue import Client
 from pgqueue.connection import Database
 from pgqueue.http import auth
+from pgqueue.tokens import hash_secret, is_secret, make_secret
 from server.conftest import check_problem, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import psycopg
 
     from server.conftest import Api
 
@@ -161,3 +165,57 @@ def test_what_is_no_token_is_refused(api: Api, token: Callable[..., dict[str, st
     until(lambda: api.get("/jobs").status_code == 401, "tokens are needed now")
     answer = api.get("/jobs", headers={"Authorization": value.encode("latin-1")})
     assert answer.status_code in {401, 431}
+
+
+def test_who_deletes_all_tokens_does_not_open_a_server_that_has_asked_for_one(
+    running: Callable[..., Api], token: Callable[..., dict[str, str]], database: psycopg.Connection[Any]
+):
+    headers = token("read")
+    api = running()
+    assert api.get("/jobs", headers=headers).status_code == 200
+    database.execute("DELETE FROM pgqueue.tokens")
+    until(lambda: api.get("/jobs", headers=headers).status_code == 401, "its token is gone")
+    assert api.get("/jobs").status_code == 401
+    assert running().get("/jobs").status_code == 200, "one that is started after that has nothing to ask for"
+
+
+async def test_an_answer_from_before_the_first_token_takes_back_none_that_came_after():
+    answers: list[asyncio.Future[bool]] = []
+
+    class Client:
+        async def has_tokens(self) -> bool:
+            answers.append(asyncio.get_running_loop().create_future())
+            return await answers[-1]
+
+    tokens = auth.Tokens(Client())  # type: ignore[arg-type]
+    early, late = (asyncio.create_task(tokens.needed()) for _ in range(2))
+    await asyncio.sleep(0)
+    answers[1].set_result(True)
+    assert await late
+    answers[0].set_result(False)
+    await early
+    assert await tokens.needed()
+
+
+async def test_a_flood_of_what_is_no_token_costs_no_look_and_pushes_nobody_out(monkeypatch: pytest.MonkeyPatch):
+    looks: list[str] = []
+
+    class Client:
+        async def find_token(self, secret: str) -> object:
+            looks.append(secret)
+            return token
+
+    monkeypatch.setattr(auth, "_REMEMBERED", 3_600)
+    monkeypatch.setattr(auth, "_MOST_REMEMBERED", 2)
+    token, tokens = object(), auth.Tokens(Client())  # type: ignore[arg-type]
+    one, other, third = (make_secret() for _ in range(3))
+    for secret in (one, other, *(f"pgq_{n}" for n in range(10)), one, other):
+        assert await tokens.find(secret) is (token if is_secret(secret) else None)
+    assert looks == [one, other]
+    monkeypatch.setattr(auth, "_REMEMBERED", -1)  # all is old: each is looked up again and takes its own place
+    for secret in (one, other, one, other):
+        await tokens.find(secret)
+    assert len(tokens._known) == 2
+    await tokens.find(third)
+    assert hash_secret(third) in tokens._known
+    assert len(tokens._known) == 2
