@@ -609,10 +609,13 @@ def finish(
     return Statement(load("finish", schema), params, lambda rows: [(row[0], row[1]) for row in rows])
 
 
-def landed(outcomes: Sequence[tuple[int, int, Outcome]], *, schema: str) -> Statement[list[int]]:
-    """Which of these had landed although the reply was lost."""
-    params = {"ids": [job_id for job_id, _, _ in outcomes], "tokens": [token for _, token, _ in outcomes]}
-    return Statement(load("landed", schema), params, _column)
+def landed(ends: Sequence[tuple[int, int]], *, schema: str) -> Statement[dict[int, str]]:
+    """Which of these (id, token)s had landed although the reply was lost.
+
+    Answers how: id → completed, dead, cancelled; or back: it waits again, or the next run has not ended.
+    """
+    ids, tokens = (list(column) for column in zip(*ends, strict=True))
+    return Statement(load("landed", schema), {"ids": ids, "tokens": tokens}, dict)
 
 
 def renew(

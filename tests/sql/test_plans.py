@@ -258,7 +258,7 @@ def test_progress_goes_by_id(peer: Explainer):
 
 
 def test_landed_goes_by_id(peer: Explainer):
-    plan = peer.explain(statements.landed([(1, 1, Outcome("completed"))], schema=SCHEMA))
+    plan = peer.explain(statements.landed([(1, 1)], schema=SCHEMA))
     scans = {node.get("Index Name") or node["Node Type"] for node in plan.nodes() if "Scan" in node["Node Type"]}
     assert not [scan for scan in scans if scan == "Seq Scan"]
 
