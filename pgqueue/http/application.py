@@ -14,6 +14,7 @@ from pgqueue.http import batches, operations, producers, queues, schedules, work
 from pgqueue.http.auth import Tokens
 from pgqueue.http.desk import Desk
 from pgqueue.http.fast import Fast
+from pgqueue.http.hosts import KnownHosts
 from pgqueue.http.leases import Endings, Leases
 from pgqueue.http.limits import Limited
 from pgqueue.http.links import PATIENCE, Links
@@ -45,6 +46,7 @@ def create_app(
     queue: App,
     *,
     redact: Collection[str] = (),
+    hosts: Collection[str] | None = None,
     most_bytes: int = MOST_BYTES,
     most_requests: int = MOST_REQUESTS,
 ) -> FastAPI:
@@ -70,6 +72,9 @@ def create_app(
             seconds for one of its connections: a client is told to ask again.
         redact: names of fields whose values reads do not show, at any depth, in payloads, results, progress, errors and
             meta; upper and lower case are the same.
+        hosts: as long as there is no token, a request to another host than these (with any port) is answered with 403,
+            so that no page in a browser gets here under a name of its own. ``pgq serve`` gives
+            ``pgqueue.http.LOOPBACK`` and its own ``--host``. None: any host, for a site that sees to that itself.
         most_bytes: of a body; a larger one is answered with 413.
         most_requests: under way at once; one more is answered with 429.
     """
@@ -78,14 +83,17 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )  # fmt: skip
     queue.database.patience = PATIENCE
+    tokens = Tokens(queue.aclient)
     install(api)
     api.add_middleware(Fast)
     api.add_middleware(Limited, most_bytes=most_bytes, most_requests=most_requests)
+    if hosts is not None:
+        api.add_middleware(KnownHosts, tokens=tokens, hosts=hosts)
     for part in (workers, producers, batches, queues, schedules, operations):
         api.include_router(part.router)
     api.state.queue = queue
     api.state.client = queue.aclient
-    api.state.tokens = Tokens(queue.aclient)
+    api.state.tokens = tokens
     api.state.redact = Redact(redact)
     api.state.metrics = DatabaseMetrics(queue, with_enqueued=True)
     api.openapi = _schema_of(api, api.openapi)  # type: ignore[method-assign]
