@@ -13,6 +13,7 @@ import typer
 
 from pgqueue.cli.errors import rendered
 from pgqueue.cli.help import Command, Group
+from pgqueue.cli.signals import attended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -137,6 +138,11 @@ def ready(settings: Settings) -> Settings:
     else:
         require_head(revision, settings.schema)
     return settings
+
+
+def ready_attended(settings: Settings) -> Settings:
+    """The same for what runs for long: a signal is heard at once. An embedded server is started on the main thread."""
+    return ready(settings) if settings.dsn is None else attended(lambda: ready(settings))
 
 
 def command(

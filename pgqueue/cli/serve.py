@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from pgqueue.cli.errors import FAILED
-from pgqueue.cli.options import Context, command, ready
+from pgqueue.cli.options import Context, command, ready_attended
 
 if TYPE_CHECKING:
     from pgqueue.app import App
@@ -89,7 +89,7 @@ def serve(
     )
     configure_logging(settings.log_format, logging.DEBUG if context.debug else logging.INFO)
     bound = listen(host, _port(port))
-    queue = App(settings=ready(settings))
+    queue = App(settings=ready_attended(settings))
     if not is_loopback(bound) and not _has_tokens(queue):
         raise SettingsError(
             f"without a token anybody who reaches {host} could use the queue; "
