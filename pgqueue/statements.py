@@ -185,6 +185,7 @@ class Held:
         token: of the lease that it runs under.
         live: the lease has not run out.
         last: no other job runs under the lease than those that were asked for.
+        ran, waited: seconds since it was claimed, and from ``run_at`` until then.
     """
 
     id: int
@@ -194,6 +195,9 @@ class Held:
     attempt: int
     max_attempts: int
     last: bool
+    task: str
+    ran: float
+    waited: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ from pgqueue.http.limits import Limited
 from pgqueue.http.links import PATIENCE, Links
 from pgqueue.http.problems import Problem, install
 from pgqueue.http.redaction import Redact
+from pgqueue.http.tally import Tally
 from pgqueue.metrics.database import DatabaseMetrics
 from pgqueue.pruner import prune, tidy
 from pgqueue.scheduler import Scheduler, forget_ticks
@@ -37,6 +38,7 @@ log = logging.getLogger(__name__)
 MOST_BYTES: Final = 16 * 1024 * 1024  # of a request's body
 MOST_REQUESTS: Final = 2_000  # under way at once, waiting clients included
 _CLOCK: Final = 10.0
+_BEAT: Final = 1.0
 _PRUNE: Final = 60.0
 _ABOUT: Final = """Enqueue jobs and work on them in any language. Errors are `application/problem+json` with a `code`
 that does not change; with status 429 and 503 ask again after `Retry-After` seconds."""
@@ -95,7 +97,8 @@ def create_app(
     api.state.client = queue.aclient
     api.state.tokens = tokens
     api.state.redact = Redact(redact)
-    api.state.metrics = DatabaseMetrics(queue, with_enqueued=True)
+    api.state.tally = Tally(queue)
+    api.state.metrics = DatabaseMetrics(queue, own=api.state.tally.series)
     api.openapi = _schema_of(api, api.openapi)  # type: ignore[method-assign]
     _open(api)
     return api
@@ -113,9 +116,11 @@ def _open(api: FastAPI) -> None:
     api.state.upkeep = Links(queue.database.address, 1)
     api.state.scheduling = Links(queue.database.address, 1)  # opened when a tick is near; nothing makes it late
     api.state.lease = settings.lease_duration
-    api.state.leases = Leases(api.state.links, queue.schema)
+    api.state.leases = Leases(api.state.links, queue.schema, api.state.tally)
     api.state.endings = Endings(api.state.leases)
-    api.state.desk = Desk(api.state.links, api.state.leases, listen_dsn, queue.schema, settings.poll_interval)
+    api.state.desk = Desk(
+        api.state.links, api.state.leases, listen_dsn, queue.schema, settings.poll_interval, api.state.tally
+    )
     api.state.running = False
 
 
@@ -128,6 +133,9 @@ async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
     schema, settings = queue.schema, queue.settings
     scheduler = Scheduler(upkeep, api.state.scheduling, schema, [], hears=lambda: desk.bell.up)
 
+    async def sweep_up() -> None:
+        api.state.tally.swept(len(await sweep(upkeep, schema)))
+
     async def clear_up() -> None:
         await prune(upkeep, schema)
         await tidy(upkeep, schema)
@@ -137,8 +145,9 @@ async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
         asyncio.create_task(coroutine)
         for coroutine in (
             desk.loop(),
-            every(settings.lease_check_interval.total_seconds(), lambda: sweep(upkeep, schema), "the sweep"),
+            every(settings.lease_check_interval.total_seconds(), sweep_up, "the sweep"),
             every(_CLOCK, api.state.leases.look_at_clock, "the look at the clock"),
+            every(_BEAT, api.state.tally.beat, "counting"),
             every(_PRUNE, clear_up, "pruning"),
             every(1.0, scheduler.look, "the scheduler", scheduler.edited),
         )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pgqueue.connection import Runner
+    from pgqueue.http.tally import Tally
     from pgqueue.statements import Held, Row
 
 _BACKOFF: Final = Exponential()
@@ -84,9 +85,10 @@ class End:
 class Leases:
     """The verbs of a lease, on connections of their own."""
 
-    def __init__(self, link: Runner, schema: str) -> None:
+    def __init__(self, link: Runner, schema: str, tally: Tally) -> None:
         self._link = link
         self._schema = schema
+        self._tally = tally
         self._clock_offset = time.time() - time.monotonic()  # until the server has been asked
 
     async def look_at_clock(self) -> None:
@@ -128,10 +130,21 @@ class Leases:
         ]  # fmt: skip
         lost = {end.job_id for end in ends} - mine.keys()
         if landings:
-            done = _closing(mine, held)
-            missed = await self._link.arun(statements.finish(landings, done, schema=self._schema))
-            lost |= {job_id for job_id, _ in missed}
-        return lost - await self._landed_before([end for end in ends if end.job_id in lost])
+            lost |= await self._land(landings, _closing(mine, held), held)
+        lost -= await self._landed_before([end for end in ends if end.job_id in lost])
+        self._tally.lost(sum(end.job_id in lost and end.token is not None for end in ends))
+        return lost
+
+    async def _land(
+        self, landings: Sequence[tuple[int, int, Outcome]], done: Sequence[int], held: Mapping[int, Held]
+    ) -> set[int]:
+        """Answers the ids of those that were refused."""
+        began = time.monotonic()
+        missed = await self._link.arun(statements.finish(landings, done, schema=self._schema))
+        refused = {job_id for job_id, _ in missed}
+        ended = [(held[job_id], outcome.verdict) for job_id, _, outcome in landings if job_id not in refused]
+        self._tally.ended(ended, time.monotonic() - began)
+        return refused
 
     async def _landed_before(self, ends: Sequence[End]) -> set[int]:
         """Those of which the same was said before, under the same lease, and was done."""
