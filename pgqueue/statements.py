@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime, timedelta
 
+    from pgqueue.job import JobFilter
     from pgqueue.outcome import Outcome
     from pgqueue.schedule import Plan, ScheduleSpec
     from pgqueue.tokens import TokenSpec
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Row = tuple[Any, ...]
 FEW: Final = 16  # jobs that enqueue_few.sql inserts for less than submit_many.sql does
+MOST_LOOKED_AT: Final = 10_000  # jobs that one statement of a list reads, whatever it finds among them
 COLUMNS: Final = 11  # of a claimed job; claim_managed.sql answers its group_key, too
 
 
@@ -45,6 +47,14 @@ class Submitted:
 
     id: int
     created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Jobs, newest id first. ``before``: others may follow below this id, even if ``jobs`` is empty; None: none do."""
+
+    jobs: list[JobRecord]
+    before: int | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -354,11 +364,14 @@ def get_job(job_id: int, *, schema: str) -> Statement[JobRecord | None]:
 
 
 def list_jobs(
-    queue: str | None, task: str | None, state: str | None, before: int | None, limit: int, *, schema: str
-) -> Statement[list[JobRecord]]:
-    """Jobs, newest id first; ``before`` continues from a page's last id."""
-    params = {"queue": queue, "task": task, "state": state, "before": before, "limit": limit}
-    return Statement(load("list_jobs", schema), params, _records)
+    wanted: JobFilter, before: int | None, limit: int, *, most: int | None = MOST_LOOKED_AT, schema: str
+) -> Statement[JobPage]:
+    """Jobs, newest id first; looks at no more than ``most``. ``before`` continues from a page's own."""
+    params = {
+        "queue": wanted.queue, "task": wanted.task, "state": wanted.state, "tag": wanted.tag, "since": wanted.since,
+        "age": wanted.age, "before": before, "most": most, "limit": limit,
+    }  # fmt: skip
+    return Statement(load("list_jobs", schema), params, lambda rows: _page(rows, limit))
 
 
 def list_upstream(job_id: int, *, schema: str) -> Statement[list[JobRecord]]:
@@ -778,6 +791,12 @@ def _schedule(rows: list[Row]) -> ScheduleRecord | None:
 
 def _token(rows: list[Row]) -> TokenRecord | None:
     return TokenRecord.from_row(rows[0]) if rows else None
+
+
+def _page(rows: list[Row], limit: int) -> JobPage:
+    """From jobs with two more columns, found and more; see list_jobs.sql."""
+    jobs = [JobRecord.from_row(row[:-2]) for row in rows if row[-2]]
+    return JobPage(jobs, rows[-1][0] if rows and (len(jobs) == limit or rows[-1][-1]) else None)
 
 
 def _records(rows: list[Row]) -> list[JobRecord]:

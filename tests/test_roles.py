@@ -11,7 +11,7 @@ from psycopg import errors, sql
 
 from pgqueue import statements
 from pgqueue.connection import run
-from pgqueue.job import JobSpec
+from pgqueue.job import JobFilter, JobSpec
 from pgqueue.outcome import COMPLETED
 from pgqueue.schedule import ScheduleSpec
 from pgqueue.sql import load
@@ -39,7 +39,7 @@ PRODUCER = {
 }
 READER = {
     "get_job": statements.get_job(1, schema=S),
-    "list_jobs": statements.list_jobs(None, None, None, None, 10, schema=S),
+    "list_jobs": statements.list_jobs(JobFilter(), None, 10, schema=S),
     "queue_stats": statements.queue_stats(schema=S),
     "metrics_live": statements.metrics_live(schema=S),
     "metrics_ended": statements.metrics_ended(schema=S),

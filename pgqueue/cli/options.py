@@ -41,6 +41,17 @@ JobIdArgument = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1
 QueueArgument = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue's name.")]
 QueueFilter = Annotated[str | None, typer.Option("--queue", "-q", metavar="NAME", help="Only jobs of this queue.")]
 TaskFilter = Annotated[str | None, typer.Option("--task", metavar="NAME", help="Only jobs of this task.")]
+TagFilter = Annotated[
+    str | None, typer.Option("--tag", metavar="TAG", help="Only jobs with this text in the list tags of their meta.")
+]
+SinceFilter = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="WHEN",
+        help="Only jobs created at this time (with its zone) or later, or since 30s, 5m, 2d ago.",
+    ),
+]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, metavar="N", help="Print at most N.")]
 BeforeOption = Annotated[
     int | None,

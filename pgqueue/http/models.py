@@ -315,7 +315,9 @@ class JobPage(BaseModel):
     """Jobs, newest first, and where the next page begins."""
 
     jobs: list[JobView]
-    cursor: int | None = Field(description="Give it as ?cursor= to go on; null: this was the last page.")
+    cursor: int | None = Field(
+        description="Give it as ?cursor= to go on, also after a page without jobs; null: this was the last one."
+    )
 
 
 class JobTree(BaseModel):

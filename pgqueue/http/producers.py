@@ -105,20 +105,29 @@ async def list_jobs(
     queue: Annotated[models.Text | None, Query()] = None,
     task: Annotated[models.Text | None, Query()] = None,
     state: Annotated[Literal[STATES] | None, Query()] = None,  # type: ignore[valid-type]
+    tag: Annotated[
+        models.Text | None, Query(description='One of the texts in the list "tags" of the job\'s meta.')
+    ] = None,
+    since: Annotated[
+        models.Text | None,
+        Query(description="Created at this time (ISO 8601 with its zone) or later; or no longer ago than 30s, 5m, 2d."),
+    ] = None,
     cursor: Annotated[int | None, Query(ge=1, le=models.BIGGEST_ID, description="From the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
 ) -> models.JobPage:
-    """Jobs, newest first, a page at a time. A token for some queues only needs ``queue``."""
+    """Jobs, newest first, a page at a time. A token for some queues only needs ``queue``.
+
+    One request looks at 10,000 jobs at most: a page may hold fewer than ``limit``, or none, and have a cursor.
+    """
     if queue is not None:
         caller.check(check_text(queue, "queue", MAX_NAME_LENGTH))
     elif not caller.unlimited:
         raise ProblemError(403, "forbidden", "the token allows some queues only: say ?queue=")
-    if task is not None:
-        check_text(task, "task", MAX_NAME_LENGTH)
     client: AsyncClient = request.app.state.client
-    records = await client.jobs(queue=queue, task=task, state=state, before=cursor, limit=limit)
-    more = records[-1].id if len(records) == limit else None
-    return models.JobPage(jobs=[_view(request, record) for record in records], cursor=more)
+    page = await client.jobs_page(
+        queue=queue, task=task, state=state, tag=tag, since=since, before=cursor, limit=limit
+    )  # fmt: skip
+    return models.JobPage(jobs=[_view(request, record) for record in page.jobs], cursor=page.before)
 
 
 @router.post("/jobs/{job_id}/cancel", responses={202: {"model": models.JobState}, **responses(404, 409)})
