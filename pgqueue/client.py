@@ -244,13 +244,24 @@ class Client:
         return self._run(statements.tree(job_id, schema=self.schema), connection)
 
     def redrive(
-        self, *, queue: str | None = None, task: str | None = None, limit: int = 1000, connection: Any = None
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        limit: int = 1000,
+        dry_run: bool = False,
+        connection: Any = None,
     ) -> int:
-        """Retry many dead letters, oldest first; answers how many will run again."""
+        """Retry many dead letters, oldest first; answers how many will run again. ``dry_run``: how many would."""
+        if dry_run:
+            would = statements.would_touch("redrive", queue, task, limit, schema=self.schema)
+            return self._run(would, connection)
         return self._run(statements.redrive(queue, task, limit, schema=self.schema), connection)
 
-    def purge_dead(self, *, queue: str | None = None, connection: Any = None) -> int:
-        """Delete dead letters for good; answers how many."""
+    def purge_dead(self, *, queue: str | None = None, dry_run: bool = False, connection: Any = None) -> int:
+        """Delete dead letters for good; answers how many. ``dry_run``: how many it would be."""
+        if dry_run:
+            return self._run(statements.would_touch("purge_dead", queue, schema=self.schema), connection)
         return self._run(statements.purge_dead(queue, schema=self.schema), connection)
 
     def pause(self, queue: str, *, connection: Any = None) -> bool:
@@ -263,9 +274,11 @@ class Client:
         check_text(queue, "queue", MAX_NAME_LENGTH)
         return self._run(statements.resume(queue, schema=self.schema), connection)
 
-    def purge(self, queue: str, *, connection: Any = None) -> int:
+    def purge(self, queue: str, *, dry_run: bool = False, connection: Any = None) -> int:
         """Delete the waiting jobs of a queue for good; answers how many. Running jobs and history stay."""
         check_text(queue, "queue", MAX_NAME_LENGTH)
+        if dry_run:
+            return self._run(statements.would_touch("purge", queue, schema=self.schema), connection)
         return self._run(statements.purge(queue, schema=self.schema), connection)
 
     def queues(self, *, connection: Any = None) -> list[QueueStats]:
@@ -551,13 +564,24 @@ class AsyncClient:
         return await self._run(statements.tree(job_id, schema=self.schema), connection)
 
     async def redrive(
-        self, *, queue: str | None = None, task: str | None = None, limit: int = 1000, connection: Any = None
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        limit: int = 1000,
+        dry_run: bool = False,
+        connection: Any = None,
     ) -> int:
         """See :meth:`Client.redrive`."""
+        if dry_run:
+            would = statements.would_touch("redrive", queue, task, limit, schema=self.schema)
+            return await self._run(would, connection)
         return await self._run(statements.redrive(queue, task, limit, schema=self.schema), connection)
 
-    async def purge_dead(self, *, queue: str | None = None, connection: Any = None) -> int:
+    async def purge_dead(self, *, queue: str | None = None, dry_run: bool = False, connection: Any = None) -> int:
         """See :meth:`Client.purge_dead`."""
+        if dry_run:
+            return await self._run(statements.would_touch("purge_dead", queue, schema=self.schema), connection)
         return await self._run(statements.purge_dead(queue, schema=self.schema), connection)
 
     async def pause(self, queue: str, *, connection: Any = None) -> bool:
@@ -570,9 +594,11 @@ class AsyncClient:
         check_text(queue, "queue", MAX_NAME_LENGTH)
         return await self._run(statements.resume(queue, schema=self.schema), connection)
 
-    async def purge(self, queue: str, *, connection: Any = None) -> int:
+    async def purge(self, queue: str, *, dry_run: bool = False, connection: Any = None) -> int:
         """See :meth:`Client.purge`."""
         check_text(queue, "queue", MAX_NAME_LENGTH)
+        if dry_run:
+            return await self._run(statements.would_touch("purge", queue, schema=self.schema), connection)
         return await self._run(statements.purge(queue, schema=self.schema), connection)
 
     async def queues(self, *, connection: Any = None) -> list[QueueStats]:

@@ -327,6 +327,14 @@ def purge_dead(queue: str | None, *, schema: str) -> Statement[int]:
     return Statement(load("purge_dead", schema), {"queue": queue}, _scalar)
 
 
+def would_touch(
+    action: str, queue: str | None, task: str | None = None, limit: int | None = None, *, schema: str
+) -> Statement[int]:
+    """How many jobs redrive, purge or purge_dead would touch now."""
+    params = {"action": action, "queue": queue, "task": task, "limit": limit}
+    return Statement(load("would_touch", schema), params, _scalar)
+
+
 def pause(queue: str, *, schema: str) -> Statement[bool]:
     """Take nothing more from a queue; answers whether that was a change."""
     return Statement(load("pause", schema), {"queue": queue}, _scalar)

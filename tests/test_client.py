@@ -261,6 +261,30 @@ def test_redrive_and_purge_dead(client: Any, peer: Peer):
     assert client.purge_dead() == 1
 
 
+def test_a_dry_run_says_how_many_it_would_be_and_changes_nothing(client: Any, peer: Peer):
+    for queue in ("a", "b", "b"):
+        client.enqueue(JobSpec.make("t", queue=queue, unique_key=queue if queue == "a" else None))
+    peer.end(peer.claim(queues=["a", "b"]), "dead")
+    blocked = client.enqueue(JobSpec.make("t", queue="c", delay="1h"))
+    client.enqueue(JobSpec.make("t", queue="c", depends_on=[blocked]))
+    client.enqueue(JobSpec.make("t", queue="c"))
+    peer.claim(1, queues=["c"])
+    before = client.jobs()
+    calls: list[tuple[Any, dict[str, Any], int]] = [
+        (client.redrive, {}, 3), (client.redrive, {"queue": "b", "task": "t"}, 2), (client.redrive, {"limit": 1}, 1),
+        (client.redrive, {"task": "other"}, 0), (client.purge_dead, {}, 3), (client.purge_dead, {"queue": "a"}, 1),
+        (client.purge, {"queue": "c"}, 2), (client.purge, {"queue": "a"}, 0),
+    ]  # fmt: skip
+    for verb, arguments, expected in calls:
+        assert verb(**arguments, dry_run=True) == expected, (verb, arguments)
+    assert client.jobs() == before
+    held = client.enqueue(JobSpec.make("t", queue="d", unique_key="a"))
+    assert client.redrive(dry_run=True) == 2, "a live job holds the key of one"
+    client.cancel(held)
+    for verb, arguments in ((client.redrive, {"queue": "b"}), (client.purge_dead, {}), (client.purge, {"queue": "c"})):
+        assert verb(**arguments, dry_run=True) == verb(**arguments)
+
+
 def test_pause_resume_purge_and_the_counts(client: Any):
     client.enqueue_many([JobSpec.make("t", queue="q")] * 3)
     assert [client.pause("q"), client.pause("q")] == [True, False]

@@ -376,12 +376,20 @@ class Bulk(Request):
     queue: Text | None = Field(None, description="Of this queue; purge needs it.")
     task: Text | None = Field(None, description="Of this task; for redrive.")
     limit: int = Field(1_000, ge=1, le=100_000, description="At most so many; for redrive.")
+    dry_run: bool = Field(False, description="Change nothing; answer how many it would be.")
 
 
 class Counted(BaseModel):
     """How many jobs it was."""
 
     count: int
+
+
+class Touched(BaseModel):
+    """How many jobs it was, or with ``dry_run`` would be."""
+
+    count: int
+    more: bool = Field(description="limit was reached, so there may be others: say it again until this is false.")
 
 
 class NewSchedule(Request):

@@ -150,8 +150,8 @@ async def retry(request: Request, job_id: JobId, caller: Annotated[Caller, needs
 
 
 @router.post("/jobs:bulk", responses=responses())
-async def bulk(request: Request, body: models.Bulk, caller: Annotated[Caller, needs("admin")]) -> models.Counted:
-    """One verb for many jobs."""
+async def bulk(request: Request, body: models.Bulk, caller: Annotated[Caller, needs("admin")]) -> models.Touched:
+    """One verb for many jobs: all or none, or with ``dry_run`` none. It goes on when the client hangs up."""
     client: AsyncClient = request.app.state.client
     for what, name in (("queue", body.queue), ("task", body.task)):
         if name is not None:
@@ -161,16 +161,17 @@ async def bulk(request: Request, body: models.Bulk, caller: Annotated[Caller, ne
     elif not caller.unlimited:
         raise ProblemError(403, "forbidden", "the token allows some queues only: say queue")
     if body.action == "redrive":
-        count = await client.redrive(queue=body.queue, task=body.task, limit=body.limit)
-    elif body.task is not None:
+        count = await client.redrive(queue=body.queue, task=body.task, limit=body.limit, dry_run=body.dry_run)
+        return models.Touched(count=count, more=count == body.limit)
+    if body.task is not None:
         raise InvalidJobError(f"{body.action} takes no task")
-    elif body.action == "purge_dead":
-        count = await client.purge_dead(queue=body.queue)
+    if body.action == "purge_dead":
+        count = await client.purge_dead(queue=body.queue, dry_run=body.dry_run)
     elif body.queue is None:
         raise InvalidJobError("purge needs a queue")
     else:
-        count = await client.purge(body.queue)
-    return models.Counted(count=count)
+        count = await client.purge(body.queue, dry_run=body.dry_run)
+    return models.Touched(count=count, more=False)
 
 
 def checked(jobs: Sequence[models.NewJob]) -> list[JobSpec]:

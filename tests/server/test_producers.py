@@ -244,9 +244,17 @@ def test_bulk(api: Api):
     for _ in range(3):
         api.submit(1, max_retries=0)
         api.end("fail", api.lease())
-    assert api.post("/jobs:bulk", json={"action": "redrive", "limit": 2}).json() == {"count": 2}
-    assert api.post("/jobs:bulk", json={"action": "purge", "queue": "default"}).json() == {"count": 2}
-    assert api.post("/jobs:bulk", json={"action": "purge_dead"}).json() == {"count": 1}
+
+    def bulk(**body: Any) -> tuple[int, bool]:
+        would = api.post("/jobs:bulk", json={**body, "dry_run": True}).json()
+        done = api.post("/jobs:bulk", json=body).json()
+        assert would == done, "the dry run has changed nothing, and said what would be done"
+        return done["count"], done["more"]
+
+    assert bulk(action="redrive", limit=2) == (2, True)
+    assert bulk(action="purge", queue="default") == (2, False)
+    assert bulk(action="redrive", task="other") == (0, False)
+    assert bulk(action="purge_dead") == (1, False)
     check_problem(api.post("/jobs:bulk", json={"action": "purge"}), 422, "invalid_job")
 
 
