@@ -58,6 +58,24 @@ class JobPage:
 
 
 @dataclass(frozen=True, slots=True)
+class JobGlance:
+    """Where a job is. ``state``: None: it is not there any more."""
+
+    id: int
+    queue: str
+    state: str | None
+    attempt: int = 0
+    progress: Any = None
+    cancel_requested: bool = False
+    finished_at: datetime | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state is None or self.finished_at is not None
+
+
+@dataclass(frozen=True, slots=True)
 class BatchRecord:
     """A batch and how far it is: ``total`` jobs, of which so many have ended, and how."""
 
@@ -368,6 +386,13 @@ def get_job(job_id: int, *, schema: str) -> Statement[JobRecord | None]:
     """One job, live or finished."""
     return Statement(
         load("get_job", schema), {"job_id": job_id}, lambda rows: JobRecord.from_row(rows[0]) if rows else None
+    )
+
+
+def watch_jobs(ids: Sequence[int], *, schema: str) -> Statement[dict[int, JobGlance]]:
+    """Where these jobs are, by id."""
+    return Statement(
+        load("watch_jobs", schema), {"ids": list(ids)}, lambda rows: {row[0]: _glance(row) for row in rows}
     )
 
 
@@ -799,6 +824,12 @@ def _schedule(rows: list[Row]) -> ScheduleRecord | None:
 
 def _token(rows: list[Row]) -> TokenRecord | None:
     return TokenRecord.from_row(rows[0]) if rows else None
+
+
+def _glance(row: Row) -> JobGlance:
+    job_id, queue, state, attempt, progress, cancel_requested, finished_at = row
+    known = None if progress is None else orjson.loads(progress)
+    return JobGlance(job_id, queue, state, attempt, known, cancel_requested, finished_at)
 
 
 def _page(rows: list[Row], limit: int) -> JobPage:

@@ -40,6 +40,7 @@ PRODUCER = {
 READER = {
     "get_job": statements.get_job(1, schema=S),
     "list_jobs": statements.list_jobs(JobFilter(), None, 10, schema=S),
+    "watch_jobs": statements.watch_jobs([1], schema=S),
     "would_touch": statements.would_touch("redrive", None, schema=S),
     "queue_stats": statements.queue_stats(schema=S),
     "metrics_live": statements.metrics_live(schema=S),

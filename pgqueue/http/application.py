@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from fastapi import FastAPI
 
 from pgqueue.connection import connection_string
-from pgqueue.http import batches, operations, producers, queues, schedules, workers
+from pgqueue.http import batches, events, operations, producers, queues, schedules, workers
 from pgqueue.http.auth import Tokens
 from pgqueue.http.desk import Desk
 from pgqueue.http.fast import Fast
@@ -91,7 +91,7 @@ def create_app(
     api.add_middleware(Limited, most_bytes=most_bytes, most_requests=most_requests)
     if hosts is not None:
         api.add_middleware(KnownHosts, tokens=tokens, hosts=hosts)
-    for part in (workers, producers, batches, queues, schedules, operations):
+    for part in (workers, producers, batches, queues, schedules, operations, events):
         api.include_router(part.router)
     api.state.queue = queue
     api.state.client = queue.aclient
@@ -121,6 +121,7 @@ def _open(api: FastAPI) -> None:
     api.state.desk = Desk(
         api.state.links, api.state.leases, listen_dsn, queue.schema, settings.poll_interval, api.state.tally
     )
+    api.state.events = events.Events(queue)
     api.state.running = False
 
 
@@ -158,6 +159,7 @@ async def _lifespan(api: FastAPI) -> AsyncIterator[None]:
     finally:
         api.state.running = False
         await desk.close()
+        await api.state.events.close()
         for task in background:
             task.cancel()
         await asyncio.gather(*background, return_exceptions=True)

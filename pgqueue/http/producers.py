@@ -89,12 +89,12 @@ async def get(
 ) -> models.JobView:
     """One job, live or finished."""
     limit = models.seconds(wait, "wait", models.LONGEST_WAIT)
-    record = await _find(request, job_id, caller)
+    record = await find_job(request, job_id, caller)
     for pause in looks(limit, _FIRST_LOOK, _SLOWEST_LOOK):
         if record.finished or pause <= 0 or await request.is_disconnected() or request.app.state.desk.draining:
             break
         await asyncio.sleep(pause)
-        record = await _find(request, job_id, caller)
+        record = await find_job(request, job_id, caller)
     return _view(request, record)
 
 
@@ -192,7 +192,7 @@ def may_see(caller: Caller) -> None:
         raise ProblemError(403, "forbidden", "the token allows some queues only")
 
 
-async def _find(request: Request, job_id: int, caller: Caller) -> JobRecord:
+async def find_job(request: Request, job_id: int, caller: Caller) -> JobRecord:
     """Somebody else's job looks like none."""
     record: JobRecord = await request.app.state.client.get(job_id)
     if not caller.may(record.queue):
@@ -202,7 +202,7 @@ async def _find(request: Request, job_id: int, caller: Caller) -> JobRecord:
 
 async def _check_queue(request: Request, job_id: int, caller: Caller) -> None:
     if not caller.unlimited:
-        await _find(request, job_id, caller)
+        await find_job(request, job_id, caller)
 
 
 def _view(request: Request, record: JobRecord) -> models.JobView:
