@@ -2217,6 +2217,9 @@ BEGIN
             WHERE NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.id = d.upstream_id)));
         DELETE FROM pgqueue.batches b
         WHERE coalesce(b.finished_at, CASE WHEN b.total = 0 THEN b.created_at END) < now() - (SELECT max(r.keep) + interval '1 day' FROM pgqueue.retention r);
+        DELETE FROM pgqueue.tokens t
+        WHERE least(t.revoked_at, t.expires_at) < now() - interval '30 days'
+          AND t.id < (SELECT max(x.id) FROM pgqueue.tokens x);  -- one stays: that there was a token is why the API asks for one
         DELETE FROM pgqueue.throttles t WHERE t.until < now();
         DELETE FROM pgqueue.buckets b USING pgqueue.queues q
         WHERE b.group_key <> '' AND q.name = b.queue AND b.filled_at < now() - interval '1 hour'
