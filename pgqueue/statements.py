@@ -714,7 +714,7 @@ def prune(*, schema: str) -> Statement[list[str]]:
 
 
 def tidy(*, schema: str) -> Statement[None]:
-    """Forget what has run out: throttles, full buckets, old tokens, batches without history, edges to jobs that are gone."""
+    """Forget what has run out: throttles, full buckets, old tokens, batches without history, edges to jobs now gone."""
     return Statement(load("tidy", schema), None, _nothing)
 
 
