@@ -44,7 +44,7 @@ from pgqueue.job import JobRecord, JobSpec
 from pgqueue.schedule import ScheduleRecord, ScheduleSpec
 from pgqueue.settings import Settings
 from pgqueue.signature import injected
-from pgqueue.statements import BatchRecord, QueueSettings, QueueStats, Submitted, WorkerRecord
+from pgqueue.statements import BatchRecord, JobPage, QueueSettings, QueueStats, Submitted, WorkerRecord
 from pgqueue.task import Task, all_arguments
 from pgqueue.tokens import TokenRecord
 from pgqueue.version import __version__ as __version__
@@ -58,8 +58,8 @@ __all__ = [
     "App", "AsyncClient", "Backoff", "Batch", "BatchNotFoundError", "BatchRecord", "BatchResultError", "BatchTask",
     "Cancel", "Client", "CommandFailedError", "DatabaseError", "DatabaseUnreachableError", "Dead",
     "EmbeddedServerError", "Exponential", "Fixed", "HandlerCrashedError", "InvalidJobError", "InvalidPayloadError",
-    "InvalidScheduleError", "Job", "JobExistsError", "JobFailedError", "JobNotFoundError", "JobRecord", "JobSpec",
-    "JobStateError", "JobTimeoutError", "Jobs", "LeaseLostError", "PayloadTooLargeError", "PgqueueError",
+    "InvalidScheduleError", "Job", "JobExistsError", "JobFailedError", "JobNotFoundError", "JobPage", "JobRecord",
+    "JobSpec", "JobStateError", "JobTimeoutError", "Jobs", "LeaseLostError", "PayloadTooLargeError", "PgqueueError",
     "QueueSettings", "QueueStats", "ResourceError", "ResultTimeoutError", "Retry", "ScheduleExistsError",
     "ScheduleNotFoundError", "ScheduleRecord", "ScheduleSpec", "SchemaError", "Settings", "SettingsError", "Snooze",
     "Step", "Submitted", "Task", "TokenExistsError", "TokenNotFoundError", "TokenRecord", "UnknownTaskError",

@@ -25,7 +25,7 @@ from pgqueue.errors import (
     TokenNotFoundError,
 )
 from pgqueue.gathering import Gathering
-from pgqueue.job import FINISHED, MAX_NAME_LENGTH, STATES, JobRecord, JobSpec, check_text
+from pgqueue.job import FINISHED, MAX_NAME_LENGTH, JobFilter, JobRecord, JobSpec, check_text
 from pgqueue.sql import load
 from pgqueue.tokens import EVERY_QUEUE, TokenSpec, hash_secret, is_secret, make_secret
 
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Unpack
 
     from pgqueue.schedule import ScheduleRecord, ScheduleSpec
-    from pgqueue.statements import BatchRecord, QueueSettings, QueueStats, Statement, Submitted, WorkerRecord
+    from pgqueue.statements import BatchRecord, JobPage, QueueSettings, QueueStats, Statement, Submitted, WorkerRecord
     from pgqueue.tokens import TokenRecord
 
 T = TypeVar("T")
@@ -129,7 +129,7 @@ class Client:
         self, *, unfinished: bool = False, before: int | None = None, limit: int = 50, connection: Any = None
     ) -> list[BatchRecord]:
         """Batches, newest id first; give the last id of a page as ``before`` for the next. ``limit``: 1 to 1000."""
-        check_page(None, limit)
+        check_limit(limit)
         return self._run(statements.list_batches(unfinished, before, limit, schema=self.schema), connection)
 
     def cancel_batch(self, batch_id: int, *, connection: Any = None) -> int:
@@ -192,13 +192,48 @@ class Client:
         queue: str | None = None,
         task: str | None = None,
         state: str | None = None,
+        tag: str | None = None,
+        since: datetime | Duration | None = None,
         before: int | None = None,
         limit: int = 50,
         connection: Any = None,
     ) -> list[JobRecord]:
-        """Jobs, newest id first; give the last id of a page as ``before`` for the next. ``limit``: 1 to 1000."""
-        check_page(state, limit)
-        return self._run(statements.list_jobs(queue, task, state, before, limit, schema=self.schema), connection)
+        """Jobs, newest id first; give the last id of a page as ``before`` for the next. ``limit``: 1 to 1000.
+
+        ``tag``: that have this text in ``meta["tags"]``; ``since``: created at or after a time (with its zone), or no
+        longer ago than a duration. For rare ones it looks through all jobs, 10,000 at a time: see :meth:`jobs_page`.
+        """
+        found: list[JobRecord] = []
+        while True:
+            page = self.jobs_page(
+                queue=queue, task=task, state=state, tag=tag, since=since, before=before, limit=limit - len(found),
+                connection=connection,
+            )  # fmt: skip
+            found += page.jobs
+            before = page.before
+            if before is None or len(found) == limit:
+                return found
+
+    def jobs_page(
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        state: str | None = None,
+        tag: str | None = None,
+        since: datetime | Duration | None = None,
+        before: int | None = None,
+        limit: int = 50,
+        connection: Any = None,
+    ) -> JobPage:
+        """The same at a bounded cost: looks at 10,000 jobs at most, and says below which id to go on.
+
+        So a page may hold fewer jobs than ``limit``, or none, and not be the last one. With ``since`` the last one is
+        that of which none is young enough.
+        """
+        wanted = JobFilter.make(queue=queue, task=task, state=state, tag=tag, since=since)
+        check_limit(limit)
+        return self._run(statements.list_jobs(wanted, before, limit, schema=self.schema), connection)
 
     def upstream(self, job_id: int, *, connection: Any = None) -> list[JobRecord]:
         """The jobs that this one depends on, with their results, by id; of a batch, all its jobs."""
@@ -209,13 +244,24 @@ class Client:
         return self._run(statements.tree(job_id, schema=self.schema), connection)
 
     def redrive(
-        self, *, queue: str | None = None, task: str | None = None, limit: int = 1000, connection: Any = None
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        limit: int = 1000,
+        dry_run: bool = False,
+        connection: Any = None,
     ) -> int:
-        """Retry many dead letters, oldest first; answers how many will run again."""
+        """Retry many dead letters, oldest first; answers how many will run again. ``dry_run``: how many would."""
+        if dry_run:
+            would = statements.would_touch("redrive", queue, task, limit, schema=self.schema)
+            return self._run(would, connection)
         return self._run(statements.redrive(queue, task, limit, schema=self.schema), connection)
 
-    def purge_dead(self, *, queue: str | None = None, connection: Any = None) -> int:
-        """Delete dead letters for good; answers how many."""
+    def purge_dead(self, *, queue: str | None = None, dry_run: bool = False, connection: Any = None) -> int:
+        """Delete dead letters for good; answers how many. ``dry_run``: how many it would be."""
+        if dry_run:
+            return self._run(statements.would_touch("purge_dead", queue, schema=self.schema), connection)
         return self._run(statements.purge_dead(queue, schema=self.schema), connection)
 
     def pause(self, queue: str, *, connection: Any = None) -> bool:
@@ -228,9 +274,11 @@ class Client:
         check_text(queue, "queue", MAX_NAME_LENGTH)
         return self._run(statements.resume(queue, schema=self.schema), connection)
 
-    def purge(self, queue: str, *, connection: Any = None) -> int:
+    def purge(self, queue: str, *, dry_run: bool = False, connection: Any = None) -> int:
         """Delete the waiting jobs of a queue for good; answers how many. Running jobs and history stay."""
         check_text(queue, "queue", MAX_NAME_LENGTH)
+        if dry_run:
+            return self._run(statements.would_touch("purge", queue, schema=self.schema), connection)
         return self._run(statements.purge(queue, schema=self.schema), connection)
 
     def queues(self, *, connection: Any = None) -> list[QueueStats]:
@@ -438,7 +486,7 @@ class AsyncClient:
         self, *, unfinished: bool = False, before: int | None = None, limit: int = 50, connection: Any = None
     ) -> list[BatchRecord]:
         """See :meth:`Client.batches`."""
-        check_page(None, limit)
+        check_limit(limit)
         return await self._run(statements.list_batches(unfinished, before, limit, schema=self.schema), connection)
 
     async def cancel_batch(self, batch_id: int, *, connection: Any = None) -> int:
@@ -472,13 +520,40 @@ class AsyncClient:
         queue: str | None = None,
         task: str | None = None,
         state: str | None = None,
+        tag: str | None = None,
+        since: datetime | Duration | None = None,
         before: int | None = None,
         limit: int = 50,
         connection: Any = None,
     ) -> list[JobRecord]:
         """See :meth:`Client.jobs`."""
-        check_page(state, limit)
-        return await self._run(statements.list_jobs(queue, task, state, before, limit, schema=self.schema), connection)
+        found: list[JobRecord] = []
+        while True:
+            page = await self.jobs_page(
+                queue=queue, task=task, state=state, tag=tag, since=since, before=before, limit=limit - len(found),
+                connection=connection,
+            )  # fmt: skip
+            found += page.jobs
+            before = page.before
+            if before is None or len(found) == limit:
+                return found
+
+    async def jobs_page(
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        state: str | None = None,
+        tag: str | None = None,
+        since: datetime | Duration | None = None,
+        before: int | None = None,
+        limit: int = 50,
+        connection: Any = None,
+    ) -> JobPage:
+        """See :meth:`Client.jobs_page`."""
+        wanted = JobFilter.make(queue=queue, task=task, state=state, tag=tag, since=since)
+        check_limit(limit)
+        return await self._run(statements.list_jobs(wanted, before, limit, schema=self.schema), connection)
 
     async def upstream(self, job_id: int, *, connection: Any = None) -> list[JobRecord]:
         """See :meth:`Client.upstream`."""
@@ -489,13 +564,24 @@ class AsyncClient:
         return await self._run(statements.tree(job_id, schema=self.schema), connection)
 
     async def redrive(
-        self, *, queue: str | None = None, task: str | None = None, limit: int = 1000, connection: Any = None
+        self,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        limit: int = 1000,
+        dry_run: bool = False,
+        connection: Any = None,
     ) -> int:
         """See :meth:`Client.redrive`."""
+        if dry_run:
+            would = statements.would_touch("redrive", queue, task, limit, schema=self.schema)
+            return await self._run(would, connection)
         return await self._run(statements.redrive(queue, task, limit, schema=self.schema), connection)
 
-    async def purge_dead(self, *, queue: str | None = None, connection: Any = None) -> int:
+    async def purge_dead(self, *, queue: str | None = None, dry_run: bool = False, connection: Any = None) -> int:
         """See :meth:`Client.purge_dead`."""
+        if dry_run:
+            return await self._run(statements.would_touch("purge_dead", queue, schema=self.schema), connection)
         return await self._run(statements.purge_dead(queue, schema=self.schema), connection)
 
     async def pause(self, queue: str, *, connection: Any = None) -> bool:
@@ -508,9 +594,11 @@ class AsyncClient:
         check_text(queue, "queue", MAX_NAME_LENGTH)
         return await self._run(statements.resume(queue, schema=self.schema), connection)
 
-    async def purge(self, queue: str, *, connection: Any = None) -> int:
+    async def purge(self, queue: str, *, dry_run: bool = False, connection: Any = None) -> int:
         """See :meth:`Client.purge`."""
         check_text(queue, "queue", MAX_NAME_LENGTH)
+        if dry_run:
+            return await self._run(statements.would_touch("purge", queue, schema=self.schema), connection)
         return await self._run(statements.purge(queue, schema=self.schema), connection)
 
     async def queues(self, *, connection: Any = None) -> list[QueueStats]:
@@ -691,10 +779,8 @@ def check_outcome(state: str) -> str:
     return state
 
 
-def check_page(state: str | None, limit: int) -> None:
-    """The arguments of jobs."""
-    if state is not None and state not in STATES:
-        raise InvalidJobError(f"state must be one of {', '.join(STATES)}; not {state!r}")
+def check_limit(limit: int) -> None:
+    """How long a page may be."""
     if not 1 <= limit <= 1000:  # noqa: PLR2004
         raise InvalidJobError(f"limit must be 1 to 1000, not {limit}")
 

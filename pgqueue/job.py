@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from dataclasses import dataclass, field
@@ -198,6 +199,48 @@ class JobRecord:
         return {name: value.isoformat() if isinstance(value, datetime) else value for name, value in facts.items()}
 
 
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs a list shows; None: any. Not both of ``since`` and ``age`` are set."""
+
+    queue: str | None = None
+    task: str | None = None
+    state: str | None = None
+    tag: str | None = None
+    since: datetime | None = None
+    age: timedelta | None = None
+
+    @classmethod
+    def make(
+        cls,
+        *,
+        queue: str | None = None,
+        task: str | None = None,
+        state: str | None = None,
+        tag: str | None = None,
+        since: datetime | Duration | None = None,
+    ) -> Self:
+        """Check what was given.
+
+        Args:
+            queue: its name.
+            task: its name.
+            state: one of :data:`STATES`.
+            tag: one of the texts in the list ``tags`` of the job's meta.
+            since: created at or after this time, which has a zone; or no longer ago than this duration.
+
+        Raises:
+            InvalidJobError: a value has no meaning.
+        """
+        for what, name in (("queue", queue), ("task", task), ("tag", tag)):
+            if name is not None:
+                check_text(name, what, MAX_NAME_LENGTH)
+        if state is not None and state not in STATES:
+            raise InvalidJobError(f"state must be one of {', '.join(STATES)}; not {state!r}")
+        at, age = _parse_since(since)
+        return cls(queue, task, state, tag, at, age)
+
+
 def check_text(value: Any, what: str, longest: int) -> str:
     """A name or key that PostgreSQL can store; raises InvalidJobError, naming ``what``."""
     if not isinstance(value, str):
@@ -295,20 +338,38 @@ def _dump_meta(meta: Any) -> str:
     return text
 
 
-def _check_time(value: datetime | None) -> datetime | None:
+def _check_time(value: datetime | None, what: str = "run_at") -> datetime | None:
     if value is None:
         return None
     if not isinstance(value, datetime):
-        raise InvalidJobError(f"run_at must be a datetime, not {value!r}")
+        raise InvalidJobError(f"{what} must be a datetime, not {value!r}")
     if value.tzinfo is None or value.utcoffset() is None:
-        raise InvalidJobError("run_at must carry a time zone, for example datetime.now(UTC)")
+        raise InvalidJobError(f"{what} must carry a time zone, for example datetime.now(UTC)")
     try:
         moment = value.astimezone(UTC)
     except OverflowError:
         moment = _LAST_YEAR.replace(year=9999)
     if not _FIRST_YEAR <= moment < _LAST_YEAR:
-        raise InvalidJobError(f"run_at must be from 1970 to 9998, not {value.isoformat()}")
+        raise InvalidJobError(f"{what} must be from 1970 to 9998, not {value.isoformat()}")
     return moment
+
+
+def _parse_since(value: datetime | Duration | None) -> tuple[datetime | None, timedelta | None]:
+    """A time, or how long ago; as text, too."""
+    if value is None or isinstance(value, datetime):
+        return _check_time(value, "since"), None
+    with contextlib.suppress(InvalidJobError):
+        return None, parse_duration(value, "since")
+    try:
+        time = datetime.fromisoformat(value) if isinstance(value, str) else None
+    except ValueError:
+        time = None
+    if time is None or time.tzinfo is None:
+        raise InvalidJobError(
+            "since must be a time with its zone, such as 2030-01-31T09:00:00+01:00 or …Z, or a duration such as 1h; "
+            f"not {value!r}"
+        )
+    return _check_time(time, "since"), None
 
 
 def _check_attempts(value: Any) -> int:

@@ -22,5 +22,5 @@ async def prune(database: Runner, schema: str) -> list[str]:
 
 
 async def tidy(database: Runner, schema: str) -> None:
-    """Forget what has run out: throttles, full token buckets, batches without history, edges to jobs that are gone."""
+    """Forget what has run out: throttles, full buckets, old tokens, batches without history, edges to jobs now gone."""
     await database.arun(statements.tidy(schema=schema))

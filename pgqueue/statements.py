@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from datetime import datetime, timedelta
 
+    from pgqueue.job import JobFilter
     from pgqueue.outcome import Outcome
     from pgqueue.schedule import Plan, ScheduleSpec
     from pgqueue.tokens import TokenSpec
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 Row = tuple[Any, ...]
 FEW: Final = 16  # jobs that enqueue_few.sql inserts for less than submit_many.sql does
+MOST_LOOKED_AT: Final = 10_000  # jobs that one statement of a list reads, whatever it finds among them
 COLUMNS: Final = 11  # of a claimed job; claim_managed.sql answers its group_key, too
 
 
@@ -45,6 +47,32 @@ class Submitted:
 
     id: int
     created: bool
+
+
+@dataclass(frozen=True, slots=True)
+class JobPage:
+    """Jobs, newest id first. ``before``: others may follow below this id, even if ``jobs`` is empty; None: none do."""
+
+    jobs: list[JobRecord]
+    before: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class JobGlance:
+    """Where a job is. ``state``: None: it is not there any more."""
+
+    id: int
+    queue: str
+    state: str | None
+    attempt: int = 0
+    progress: Any = None
+    cancel_requested: bool = False
+    finished_at: datetime | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state is None or self.finished_at is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +213,7 @@ class Held:
         token: of the lease that it runs under.
         live: the lease has not run out.
         last: no other job runs under the lease than those that were asked for.
+        ran, waited: seconds since it was claimed, and from ``run_at`` until then.
     """
 
     id: int
@@ -194,6 +223,9 @@ class Held:
     attempt: int
     max_attempts: int
     last: bool
+    task: str
+    ran: float
+    waited: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -313,6 +345,14 @@ def purge_dead(queue: str | None, *, schema: str) -> Statement[int]:
     return Statement(load("purge_dead", schema), {"queue": queue}, _scalar)
 
 
+def would_touch(
+    action: str, queue: str | None, task: str | None = None, limit: int | None = None, *, schema: str
+) -> Statement[int]:
+    """How many jobs redrive, purge or purge_dead would touch now."""
+    params = {"action": action, "queue": queue, "task": task, "limit": limit}
+    return Statement(load("would_touch", schema), params, _scalar)
+
+
 def pause(queue: str, *, schema: str) -> Statement[bool]:
     """Take nothing more from a queue; answers whether that was a change."""
     return Statement(load("pause", schema), {"queue": queue}, _scalar)
@@ -349,12 +389,22 @@ def get_job(job_id: int, *, schema: str) -> Statement[JobRecord | None]:
     )
 
 
+def watch_jobs(ids: Sequence[int], *, schema: str) -> Statement[dict[int, JobGlance]]:
+    """Where these jobs are, by id."""
+    return Statement(
+        load("watch_jobs", schema), {"ids": list(ids)}, lambda rows: {row[0]: _glance(row) for row in rows}
+    )
+
+
 def list_jobs(
-    queue: str | None, task: str | None, state: str | None, before: int | None, limit: int, *, schema: str
-) -> Statement[list[JobRecord]]:
-    """Jobs, newest id first; ``before`` continues from a page's last id."""
-    params = {"queue": queue, "task": task, "state": state, "before": before, "limit": limit}
-    return Statement(load("list_jobs", schema), params, _records)
+    wanted: JobFilter, before: int | None, limit: int, *, most: int | None = MOST_LOOKED_AT, schema: str
+) -> Statement[JobPage]:
+    """Jobs, newest id first; looks at no more than ``most``. ``before`` continues from a page's own."""
+    params = {
+        "queue": wanted.queue, "task": wanted.task, "state": wanted.state, "tag": wanted.tag, "since": wanted.since,
+        "age": wanted.age, "before": before, "most": most, "limit": limit,
+    }  # fmt: skip
+    return Statement(load("list_jobs", schema), params, lambda rows: _page(rows, limit))
 
 
 def list_upstream(job_id: int, *, schema: str) -> Statement[list[JobRecord]]:
@@ -609,10 +659,13 @@ def finish(
     return Statement(load("finish", schema), params, lambda rows: [(row[0], row[1]) for row in rows])
 
 
-def landed(outcomes: Sequence[tuple[int, int, Outcome]], *, schema: str) -> Statement[list[int]]:
-    """Which of these had landed although the reply was lost."""
-    params = {"ids": [job_id for job_id, _, _ in outcomes], "tokens": [token for _, token, _ in outcomes]}
-    return Statement(load("landed", schema), params, _column)
+def landed(ends: Sequence[tuple[int, int]], *, schema: str) -> Statement[dict[int, str]]:
+    """Which of these (id, token)s had landed although the reply was lost.
+
+    Answers how: id → completed, dead, cancelled; or back: it waits again, or the next run has not ended.
+    """
+    ids, tokens = (list(column) for column in zip(*ends, strict=True))
+    return Statement(load("landed", schema), {"ids": ids, "tokens": tokens}, dict)
 
 
 def renew(
@@ -661,7 +714,7 @@ def prune(*, schema: str) -> Statement[list[str]]:
 
 
 def tidy(*, schema: str) -> Statement[None]:
-    """Forget what has run out: throttles, full token buckets, batches without history, edges to jobs that are gone."""
+    """Forget what has run out: throttles, full buckets, old tokens, batches without history, edges to jobs now gone."""
     return Statement(load("tidy", schema), None, _nothing)
 
 
@@ -771,6 +824,18 @@ def _schedule(rows: list[Row]) -> ScheduleRecord | None:
 
 def _token(rows: list[Row]) -> TokenRecord | None:
     return TokenRecord.from_row(rows[0]) if rows else None
+
+
+def _glance(row: Row) -> JobGlance:
+    job_id, queue, state, attempt, progress, cancel_requested, finished_at = row
+    known = None if progress is None else orjson.loads(progress)
+    return JobGlance(job_id, queue, state, attempt, known, cancel_requested, finished_at)
+
+
+def _page(rows: list[Row], limit: int) -> JobPage:
+    """From jobs with two more columns, found and more; see list_jobs.sql."""
+    jobs = [JobRecord.from_row(row[:-2]) for row in rows if row[-2]]
+    return JobPage(jobs, rows[-1][0] if rows and (len(jobs) == limit or rows[-1][-1]) else None)
 
 
 def _records(rows: list[Row]) -> list[JobRecord]:

@@ -327,6 +327,7 @@ TABLE pgqueue.jobs
     due_at timestamp with time zone
     batch_id bigint
     depends_on bigint[]
+    last_token bigint
     CONSTRAINT jobs_pkey PRIMARY KEY (id)
     CREATE INDEX jobs_batch ON pgqueue.jobs USING btree (batch_id) WHERE (batch_id IS NOT NULL)
     CREATE INDEX jobs_claim ON pgqueue.jobs USING btree (queue, priority, run_at, id) WHERE (group_key IS NULL)
@@ -1991,7 +1992,7 @@ BEGIN
         'available', CASE WHEN r.priority BETWEEN 0 AND 9 THEN r.priority WHEN r.priority IS NULL THEN 5 END,  -- NULL is refused below
         0, CASE WHEN r.max_attempts >= 1 THEN r.max_attempts WHEN r.max_attempts IS NULL THEN 10 END, false, false, NULL, coalesce(r.queue, 'default'), r.task,
         coalesce(e.item -> 'payload', '{}'), r.timeout, r.unique_key, NULL, NULL, NULL, r.meta,
-        r.group_key, NULL, NULL, submit_many.batch_id, NULL)::pgqueue.jobs ORDER BY e.nth)
+        r.group_key, NULL, NULL, submit_many.batch_id, NULL, NULL)::pgqueue.jobs ORDER BY e.nth)
     INTO given
     FROM jsonb_array_elements(submit_many.jobs) WITH ORDINALITY e(item, nth)
     CROSS JOIN LATERAL jsonb_to_record(e.item) AS r(task text, queue text, priority smallint, delay interval,
@@ -2012,7 +2013,7 @@ BEGIN
     SELECT e.nth, r.*, e.item -> 'payload' AS payload INTO bad
     FROM unnest(given) WITH ORDINALITY AS g(id, run_at, created_at, started_at, lease_until, lease_token, state, priority,
         attempt, max_attempts, cancel_requested, has_followers, pending, queue, task, payload, timeout, unique_key, worker, progress,
-        errors, meta, group_key, place, due_at, batch_id, depends_on, nth)
+        errors, meta, group_key, place, due_at, batch_id, depends_on, last_token, nth)
     CROSS JOIN LATERAL (SELECT submit_many.jobs -> (g.nth - 1)::integer AS item, g.nth) e
     CROSS JOIN LATERAL jsonb_to_record(e.item) AS r(task text, queue text, priority smallint, delay interval,
         run_at timestamptz, max_attempts smallint, timeout interval, unique_key text, meta jsonb, group_key text)
@@ -2039,7 +2040,7 @@ BEGIN
         INTO ids, missing
         FROM (SELECT x.id, x.unique_key, x.nth FROM unnest(given) WITH ORDINALITY AS x(id, run_at, created_at, started_at,
             lease_until, lease_token, state, priority, attempt, max_attempts, cancel_requested, has_followers, pending, queue, task,
-            payload, timeout, unique_key, worker, progress, errors, meta, group_key, place, due_at, batch_id, depends_on, nth)) g
+            payload, timeout, unique_key, worker, progress, errors, meta, group_key, place, due_at, batch_id, depends_on, last_token, nth)) g
         LEFT JOIN pgqueue.jobs held ON g.unique_key IS NOT NULL AND held.unique_key = g.unique_key;
         EXIT WHEN missing = 0;  -- else a holder finished between the two statements: its key is free, try again
     END LOOP;
@@ -2216,6 +2217,9 @@ BEGIN
             WHERE NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.id = d.upstream_id)));
         DELETE FROM pgqueue.batches b
         WHERE coalesce(b.finished_at, CASE WHEN b.total = 0 THEN b.created_at END) < now() - (SELECT max(r.keep) + interval '1 day' FROM pgqueue.retention r);
+        DELETE FROM pgqueue.tokens t
+        WHERE least(t.revoked_at, t.expires_at) < now() - interval '30 days'
+          AND t.id < (SELECT max(x.id) FROM pgqueue.tokens x);  -- one stays: that there was a token is why the API asks for one
         DELETE FROM pgqueue.throttles t WHERE t.until < now();
         DELETE FROM pgqueue.buckets b USING pgqueue.queues q
         WHERE b.group_key <> '' AND q.name = b.queue AND b.filled_at < now() - interval '1 hour'

@@ -13,7 +13,7 @@ import psycopg
 import pytest
 from peers import Peer
 
-from pgqueue import AsyncClient, Client, JobSpec
+from pgqueue import AsyncClient, Client, JobSpec, statements
 from pgqueue.connection import Database, connection_string
 from pgqueue.errors import (
     DatabaseError,
@@ -170,11 +170,86 @@ def test_jobs_come_newest_first_a_page_at_a_time(client: Any, peer: Peer):
         ({"state": "lost"}, "state must be one of available"),
         ({"limit": 0}, "1 to 1000"),
         ({"limit": 1001}, "1 to 1000"),
+        ({"tag": ""}, "tag must have 1 to 128"),
+        ({"tag": "a\0"}, "tag must not contain a NUL"),
+        ({"queue": ""}, "queue must have 1 to 128"),
+        ({"since": "yesterday"}, "since must be a time with its zone"),
+        ({"since": "2026-01-31T09:00"}, "since must be a time with its zone"),
+        ({"since": "-1h"}, "since must be a time with its zone"),
+        ({"since": datetime(2026, 1, 31)}, "since must carry a time zone"),  # noqa: DTZ001
+        ({"since": "1600-01-01T00:00Z"}, "since must be from 1970"),
+        ({"since": True}, "since must be"),
     ],
 )
 def test_a_page_that_has_no_meaning_is_refused(client: Any, arguments: dict[str, Any], message: str):
-    with pytest.raises(InvalidJobError, match=message):
-        client.jobs(**arguments)
+    for verb in (client.jobs, client.jobs_page):
+        with pytest.raises(InvalidJobError, match=message):
+            verb(**arguments)
+
+
+def test_jobs_with_a_tag_are_those_that_have_it_in_the_list_tags_of_their_meta(client: Any):
+    metas: list[Any] = [
+        {"tags": ["a", "b"]}, {"tags": ["b"]}, {"tags": []}, {"tags": "a b"}, {"tags": {"b": 1}}, {"tags": [["b"]]},
+        {"tag": "b"}, None,
+    ]  # fmt: skip
+    ids = [client.enqueue(JobSpec.make("t", meta=meta)) for meta in metas]
+    assert [record.id for record in client.jobs(tag="b")] == [ids[1], ids[0]]
+    assert [record.id for record in client.jobs(tag="a")] == [ids[0]]
+    assert client.jobs(tag="c") == client.jobs(tag="a", queue="other") == []
+
+
+def test_jobs_since_a_time_or_for_a_while(client: Any, peer: Peer):
+    ids = [client.enqueue(JobSpec.make("t")) for _ in range(3)]
+    peer.end(peer.claim(1))
+    peer.sql("UPDATE pgqueue.history SET created_at = now() - interval '2 hours' WHERE id = %s", ids[0])
+    peer.sql("UPDATE pgqueue.jobs SET created_at = now() - interval '50 minutes' WHERE id = %s", ids[1])
+    now: datetime = peer.value("SELECT now()")
+    for since, expected in (
+        ("1h", ids[:0:-1]), (timedelta(minutes=40), ids[:1:-1]), (10_000, ids[::-1]), ("0s", []),
+        (now - timedelta(hours=1), ids[:0:-1]), ((now - timedelta(hours=1)).isoformat(), ids[:0:-1]),
+        ("2000-01-01T00:00Z", ids[::-1]), (now + timedelta(days=1), []),
+    ):  # fmt: skip
+        assert [record.id for record in client.jobs(since=since)] == expected, since
+    assert [record.id for record in client.jobs(since="1h", state="available", limit=1)] == ids[:1:-1]
+
+
+@pytest.fixture
+def short_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A statement looks at four jobs."""
+    monkeypatch.setattr(statements.list_jobs, "__kwdefaults__", {"most": 4})
+
+
+@pytest.mark.usefixtures("short_looks")
+def test_a_page_looks_at_a_bounded_number_of_jobs_and_a_list_at_all(client: Any):
+    ids = [client.enqueue(JobSpec.make("t", queue="rare" if n in {0, 5} else "q")) for n in range(10)]
+    seen, before, pages = [], None, 0
+    while True:
+        page = client.jobs_page(queue="rare", before=before)
+        seen += [record.id for record in page.jobs]
+        pages += 1
+        if page.before is None:
+            break
+        before = page.before
+    assert (seen, pages) == ([ids[5], ids[0]], 3)
+    assert [record.id for record in client.jobs(queue="rare")] == [ids[5], ids[0]]
+    assert [record.id for record in client.jobs(queue="rare", limit=1)] == [ids[5]]
+    assert [record.id for record in client.jobs(limit=3)] == ids[:6:-1]
+    assert len(client.jobs(limit=1000)) == 10
+    assert client.jobs(queue="none") == []
+    assert client.jobs_page(queue="none").before == ids[6]
+
+
+@pytest.mark.usefixtures("short_looks")
+def test_a_list_since_ends_where_all_that_it_looked_at_is_older(client: Any, peer: Peer):
+    ids = [client.enqueue(JobSpec.make("t")) for _ in range(20)]
+    peer.sql("UPDATE pgqueue.jobs SET created_at = now() - interval '1 day' WHERE id <= %s", ids[13])
+    first = client.jobs_page(since="1h", limit=10)
+    assert ([record.id for record in first.jobs], first.before) == (ids[:15:-1], ids[16])
+    second = client.jobs_page(since="1h", limit=10, before=first.before)
+    assert ([record.id for record in second.jobs], second.before) == (ids[15:13:-1], ids[12])
+    third = client.jobs_page(since="1h", limit=10, before=second.before)
+    assert (third.jobs, third.before) == ([], None)
+    assert [record.id for record in client.jobs(since="1h")] == ids[:13:-1]
 
 
 def test_redrive_and_purge_dead(client: Any, peer: Peer):
@@ -185,6 +260,30 @@ def test_redrive_and_purge_dead(client: Any, peer: Peer):
     assert client.redrive(limit=1) == 1
     assert client.purge_dead(queue="a") == 0
     assert client.purge_dead() == 1
+
+
+def test_a_dry_run_says_how_many_it_would_be_and_changes_nothing(client: Any, peer: Peer):
+    for queue in ("a", "b", "b"):
+        client.enqueue(JobSpec.make("t", queue=queue, unique_key=queue if queue == "a" else None))
+    peer.end(peer.claim(queues=["a", "b"]), "dead")
+    blocked = client.enqueue(JobSpec.make("t", queue="c", delay="1h"))
+    client.enqueue(JobSpec.make("t", queue="c", depends_on=[blocked]))
+    client.enqueue(JobSpec.make("t", queue="c"))
+    peer.claim(1, queues=["c"])
+    before = client.jobs()
+    calls: list[tuple[Any, dict[str, Any], int]] = [
+        (client.redrive, {}, 3), (client.redrive, {"queue": "b", "task": "t"}, 2), (client.redrive, {"limit": 1}, 1),
+        (client.redrive, {"task": "other"}, 0), (client.purge_dead, {}, 3), (client.purge_dead, {"queue": "a"}, 1),
+        (client.purge, {"queue": "c"}, 2), (client.purge, {"queue": "a"}, 0),
+    ]  # fmt: skip
+    for verb, arguments, expected in calls:
+        assert verb(**arguments, dry_run=True) == expected, (verb, arguments)
+    assert client.jobs() == before
+    held = client.enqueue(JobSpec.make("t", queue="d", unique_key="a"))
+    assert client.redrive(dry_run=True) == 2, "a live job holds the key of one"
+    client.cancel(held)
+    for verb, arguments in ((client.redrive, {"queue": "b"}), (client.purge_dead, {}), (client.purge, {"queue": "c"})):
+        assert verb(**arguments, dry_run=True) == verb(**arguments)
 
 
 def test_pause_resume_purge_and_the_counts(client: Any):

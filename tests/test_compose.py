@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -119,14 +120,17 @@ def test_the_image_is_built_from_the_source_tree_and_runs_as_no_root():
 def test_what_the_containers_run_works_and_the_healthcheck_tells(services, empty_dsn):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = {**os.environ, **services["worker"]["environment"], "PGQUEUE_DSN": empty_dsn, "PATH": path}
-    environment["PGQUEUE_METRICS_PORT"] = "0"  # any that is free here; a container has all of them to itself
-    kind, check = services["worker"]["healthcheck"]["test"]
-    assert kind == "CMD-SHELL"
+    kind, *check = services["worker"]["healthcheck"]["test"]
+    assert kind == "CMD"
+    with socket.socket() as free:  # a container has all ports to itself
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    asked = [word.replace(environment["PGQUEUE_METRICS_PORT"], port) for word in check]
+    assert asked != check, "the check asks where the worker answers"
+    environment["PGQUEUE_METRICS_PORT"] = port
 
     def healthy() -> bool:
-        return (
-            subprocess.run(["/bin/sh", "-c", check], env=environment, capture_output=True, check=False).returncode == 0
-        )
+        return subprocess.run(asked, env=environment, capture_output=True, check=False).returncode == 0
 
     subprocess.run(["pgq", *services["migrate"]["command"]], env=environment, check=True, capture_output=True)
     assert not healthy()
@@ -140,6 +144,10 @@ def test_what_the_containers_run_works_and_the_healthcheck_tells(services, empty
                 assert worker.poll() is None
                 assert time.monotonic() < deadline
                 time.sleep(0.05)
+        assert healthy()
+        worker.send_signal(signal.SIGSTOP)
+        assert not healthy(), "it stands still"
+        worker.send_signal(signal.SIGCONT)
         assert healthy()
         worker.send_signal(signal.SIGTERM)
         _, log = worker.communicate(timeout=40)

@@ -11,7 +11,7 @@ from psycopg import errors, sql
 
 from pgqueue import statements
 from pgqueue.connection import run
-from pgqueue.job import JobSpec
+from pgqueue.job import JobFilter, JobSpec
 from pgqueue.outcome import COMPLETED
 from pgqueue.schedule import ScheduleSpec
 from pgqueue.sql import load
@@ -39,14 +39,16 @@ PRODUCER = {
 }
 READER = {
     "get_job": statements.get_job(1, schema=S),
-    "list_jobs": statements.list_jobs(None, None, None, None, 10, schema=S),
+    "list_jobs": statements.list_jobs(JobFilter(), None, 10, schema=S),
+    "watch_jobs": statements.watch_jobs([1], schema=S),
+    "would_touch": statements.would_touch("redrive", None, schema=S),
     "queue_stats": statements.queue_stats(schema=S),
     "metrics_live": statements.metrics_live(schema=S),
     "metrics_ended": statements.metrics_ended(schema=S),
     "metrics_facts": statements.metrics_facts(schema=S),
     "list_workers": statements.list_workers(schema=S),
     "retention": statements.retention(schema=S),
-    "landed": statements.landed([(1, 1, COMPLETED)], schema=S),
+    "landed": statements.landed([(1, 1)], schema=S),
     "next_due": statements.next_due(statements.Lanes(["default"], [5], [None], [0]), None, schema=S),
     "managed_queues": statements.managed_queues(["default"], schema=S),
     "list_queues": statements.list_queues(schema=S),

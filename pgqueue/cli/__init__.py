@@ -29,6 +29,7 @@ from pgqueue.cli import (
 from pgqueue.cli.errors import FAILED, INTERRUPTED, report_usage
 from pgqueue.cli.help import LINE, Group
 from pgqueue.cli.options import Context, DebugOption, DsnOption, JsonOption, SchemaOption
+from pgqueue.cli.signals import Terminated, listen_to_sigterm
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -86,7 +87,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after ``pgq``; default: those of this process, which then also ends in order on SIGTERM.
     """
     if argv is None:
-        signal.signal(signal.SIGTERM, _terminate)
+        listen_to_sigterm()
     try:
         code: Any = get_command(app).main(
             args=None if argv is None else list(argv), prog_name="pgq", standalone_mode=False
@@ -97,17 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except (KeyboardInterrupt, typer.Abort):
         return INTERRUPTED
-    except _Terminated:
+    except Terminated:
         return 128 + signal.SIGTERM
     except Exception as error:  # noqa: BLE001 - usage is told, the rest raised again
         return report_usage(error)
     return code if isinstance(code, int) else 0
-
-
-class _Terminated(BaseException):
-    """SIGTERM as an exception that nobody takes for something else, such as a SystemExit of a module on import."""
-
-
-def _terminate(_number: int, _frame: object) -> None:
-    """So that an embedded server whose last client this is stops, too."""
-    raise _Terminated

@@ -14,6 +14,8 @@ from pgqueue.cli.options import (
     JobIdArgument,
     LimitOption,
     QueueFilter,
+    SinceFilter,
+    TagFilter,
     TaskFilter,
     WideOption,
     command,
@@ -76,13 +78,17 @@ def list_jobs(
             help="Only in this state: available, scheduled, retrying, blocked, running, completed, dead, cancelled.",
         ),
     ] = None,
+    tag: TagFilter = None,
+    since: SinceFilter = None,
     limit: LimitOption = 50,
     before: BeforeOption = None,
     wide: WideOption = False,
 ) -> None:
     """Print jobs, the newest first."""
     with context.client() as client:
-        records = client.jobs(queue=queue, task=task, state=state, before=before, limit=limit)
+        records = client.jobs(
+            queue=queue, task=task, state=state, tag=tag, since=since, before=before, limit=limit
+        )  # fmt: skip
     print_records(context, records, empty="no such jobs", wide=wide)
 
 

@@ -13,6 +13,7 @@ import typer
 
 from pgqueue.cli.errors import rendered
 from pgqueue.cli.help import Command, Group
+from pgqueue.cli.signals import attended
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -40,6 +41,17 @@ JobIdArgument = Annotated[int, typer.Argument(metavar="ID", min=1, max=2**63 - 1
 QueueArgument = Annotated[str, typer.Argument(metavar="QUEUE", help="The queue's name.")]
 QueueFilter = Annotated[str | None, typer.Option("--queue", "-q", metavar="NAME", help="Only jobs of this queue.")]
 TaskFilter = Annotated[str | None, typer.Option("--task", metavar="NAME", help="Only jobs of this task.")]
+TagFilter = Annotated[
+    str | None, typer.Option("--tag", metavar="TAG", help="Only jobs with this text in the list tags of their meta.")
+]
+SinceFilter = Annotated[
+    str | None,
+    typer.Option(
+        "--since",
+        metavar="WHEN",
+        help="Only jobs created at this time (with its zone) or later, or since 30s, 5m, 2d ago.",
+    ),
+]
 LimitOption = Annotated[int, typer.Option("--limit", "-n", min=1, max=1000, metavar="N", help="Print at most N.")]
 BeforeOption = Annotated[
     int | None,
@@ -137,6 +149,11 @@ def ready(settings: Settings) -> Settings:
     else:
         require_head(revision, settings.schema)
     return settings
+
+
+def ready_attended(settings: Settings) -> Settings:
+    """The same for what runs for long: a signal is heard at once. An embedded server is started on the main thread."""
+    return ready(settings) if settings.dsn is None else attended(lambda: ready(settings))
 
 
 def command(

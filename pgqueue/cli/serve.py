@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from pgqueue.cli.errors import FAILED
-from pgqueue.cli.options import Context, command, ready
+from pgqueue.cli.options import Context, command, ready_attended
 
 if TYPE_CHECKING:
     from pgqueue.app import App
@@ -74,7 +74,7 @@ def serve(
     from pgqueue.logs import configure_logging  # noqa: PLC0415
 
     try:
-        from pgqueue.http.application import create_app  # noqa: PLC0415
+        from pgqueue.http import LOOPBACK, create_app  # noqa: PLC0415
         from pgqueue.http.server import address, is_loopback, listen, run  # noqa: PLC0415
     except ModuleNotFoundError as error:
         raise SettingsError(f"pgq serve needs the package {error.name}; run: pip install 'pgqueue[server]'") from None
@@ -89,14 +89,15 @@ def serve(
     )
     configure_logging(settings.log_format, logging.DEBUG if context.debug else logging.INFO)
     bound = listen(host, _port(port))
-    queue = App(settings=ready(settings))
+    queue = App(settings=ready_attended(settings))
     if not is_loopback(bound) and not _has_tokens(queue):
         raise SettingsError(
             f"without a token anybody who reaches {host} could use the queue; "
             "run: pgq token create NAME --scope admin, or leave --host out"
         )
     names = redact if redact is not None else os.environ.get("PGQUEUE_REDACT", "")
-    api = create_app(queue, redact=[name.strip() for name in names.split(",") if name.strip()])
+    hidden = [name.strip() for name in names.split(",") if name.strip()]
+    api = create_app(queue, redact=hidden, hosts=[*LOOPBACK, host, str(bound.getsockname()[0])])
     typer.echo(f"pgqueue serves on {address(bound)}", err=True)
     if not run(api, bound, settings.shutdown_timeout.total_seconds()):
         raise typer.Exit(FAILED)

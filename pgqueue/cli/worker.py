@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from pgqueue.cli.options import AppOption, Context, command, ready
+from pgqueue.cli.errors import DONE
+from pgqueue.cli.options import AppOption, Context, command, ready_attended
+from pgqueue.cli.signals import Terminated
 
 if TYPE_CHECKING:
     from pgqueue.app import App
@@ -138,7 +140,11 @@ def worker(
     own = _app(context, app, given, for_command=exec_ is not None)
     configure_logging(own.settings.log_format, logging.DEBUG if context.debug else logging.INFO)
     with _watched(own, health_file, processes) as watch:
-        settings = _wait_until_ready(own.settings)
+        try:
+            settings = _wait_until_ready(own.settings)
+        except (Terminated, KeyboardInterrupt):
+            log.info("told to stop before the database could be reached")
+            raise typer.Exit(DONE) from None
         if processes > 1:
             _supervise(context, settings, _words(app, queues, exec_, given), processes, name, watch)
         own.configure(settings)
@@ -208,7 +214,7 @@ def _wait_until_ready(settings: Settings) -> Settings:
     pause = 1.0
     while True:
         try:
-            return ready(settings)
+            return ready_attended(settings)
         except DatabaseUnreachableError as error:
             log.warning(
                 "the database can't be reached; next try in %.0f s",

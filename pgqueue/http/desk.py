@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from pgqueue.connection import Runner
     from pgqueue.http.leases import Leases
+    from pgqueue.http.tally import Tally
     from pgqueue.statements import Row
 
 log = logging.getLogger(__name__)
@@ -65,11 +66,13 @@ class Desk:
         listen_dsn: where to LISTEN.
         schema: the queue's.
         poll: how often to look for jobs that nobody rings for, where NOTIFY does not reach us.
+        tally: what counts the claims.
     """
 
     def __init__(
-        self, link: Runner, leases: Leases, listen_dsn: Callable[[], str], schema: str, poll: timedelta
+        self, link: Runner, leases: Leases, listen_dsn: Callable[[], str], schema: str, poll: timedelta, tally: Tally
     ) -> None:
+        self.tally = tally
         self._link = link
         self._leases = leases
         self._schema = schema
@@ -262,9 +265,11 @@ class Counter:
         took: list[tuple[int, list[Row]]] = []
         began = time.monotonic()
         try:
-            return await self._claims.claim(
+            found = await self._claims.claim(
                 want, lambda rows, token, _first: took.append((token, rows)), lease=self._lease, worker=here[0].worker
             )
+            self._desk.tally.claimed(time.monotonic() - began, found)
+            return found
         finally:
             until = self._leases.until(began, self._lease)
             for token, rows in took:

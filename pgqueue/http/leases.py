@@ -18,11 +18,17 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from pgqueue.connection import Runner
+    from pgqueue.http.tally import Tally
     from pgqueue.statements import Held, Row
 
 _BACKOFF: Final = Exponential()
 _TOGETHER: Final = 2
 _MOST_TOGETHER: Final = 500
+_LEAVES: Final = {  # what a job is after each; a failure or a release cancels it when somebody had asked for that
+    "ack": {"completed"},
+    "fail": {"back", "dead", "cancelled"},
+    "release": {"back", "cancelled"},
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,9 +85,10 @@ class End:
 class Leases:
     """The verbs of a lease, on connections of their own."""
 
-    def __init__(self, link: Runner, schema: str) -> None:
+    def __init__(self, link: Runner, schema: str, tally: Tally) -> None:
         self._link = link
         self._schema = schema
+        self._tally = tally
         self._clock_offset = time.time() - time.monotonic()  # until the server has been asked
 
     async def look_at_clock(self) -> None:
@@ -114,7 +121,7 @@ class Leases:
     async def end(self, ends: Sequence[End], held: Mapping[int, Held] | None = None) -> set[int]:
         """Finish jobs; answers the ids of those that did not land, as somebody else holds them, or nobody.
 
-        An ack that had landed before counts as landed.
+        The same that had landed before counts as landed.
         """
         held = await self.held([end.job_id for end in ends]) if held is None else held
         mine = {end.job_id: end for end in ends if _holds(end, held.get(end.job_id))}
@@ -123,18 +130,30 @@ class Leases:
         ]  # fmt: skip
         lost = {end.job_id for end in ends} - mine.keys()
         if landings:
-            done = _closing(mine, held)
-            missed = await self._link.arun(statements.finish(landings, done, schema=self._schema))
-            lost |= {job_id for job_id, _ in missed}
-        again = [
-            (end.job_id, end.token, RELEASED)
-            for end in ends
-            if end.job_id in lost and end.token is not None and end.verb == "ack"
-        ]
-        if again:
-            landed = await self._link.arun(statements.landed(again, schema=self._schema))
-            lost.difference_update(landed)
+            lost |= await self._land(landings, _closing(mine, held), held)
+        lost -= await self._landed_before([end for end in ends if end.job_id in lost])
+        self._tally.lost(sum(end.job_id in lost and end.token is not None for end in ends))
         return lost
+
+    async def _land(
+        self, landings: Sequence[tuple[int, int, Outcome]], done: Sequence[int], held: Mapping[int, Held]
+    ) -> set[int]:
+        """Answers the ids of those that were refused."""
+        began = time.monotonic()
+        missed = await self._link.arun(statements.finish(landings, done, schema=self._schema))
+        refused = {job_id for job_id, _ in missed}
+        ended = [(held[job_id], outcome.verdict) for job_id, _, outcome in landings if job_id not in refused]
+        self._tally.ended(ended, time.monotonic() - began)
+        return refused
+
+    async def _landed_before(self, ends: Sequence[End]) -> set[int]:
+        """Those of which the same was said before, under the same lease, and was done."""
+        said = {end.job_id: (end.token, end.verb) for end in ends if end.token is not None}
+        if not said:
+            return set()
+        pairs = [(job_id, token) for job_id, (token, _) in said.items()]
+        how = await self._link.arun(statements.landed(pairs, schema=self._schema))
+        return {job_id for job_id, found in how.items() if found in _LEAVES[said[job_id][1]]}
 
     async def prolong(self, pairs: Sequence[tuple[int, int]], lease: timedelta) -> dict[int, bool]:
         """Hold on to these (id, token)s; answers those that are held, and whether somebody asked to cancel each."""
@@ -162,7 +181,7 @@ class Endings:
         """Whether it landed.
 
         Raises:
-            DatabaseUnreachableError: that is unknown; an ack with its token may be said again.
+            DatabaseUnreachableError: that is unknown; with its token it may be said again.
         """
         if end.job_id in self._waiting:  # twice at once: one after the other
             return end.job_id not in await self._leases.end([end])

@@ -315,7 +315,9 @@ class JobPage(BaseModel):
     """Jobs, newest first, and where the next page begins."""
 
     jobs: list[JobView]
-    cursor: int | None = Field(description="Give it as ?cursor= to go on; null: this was the last page.")
+    cursor: int | None = Field(
+        description="Give it as ?cursor= to go on, also after a page without jobs; null: this was the last one."
+    )
 
 
 class JobTree(BaseModel):
@@ -374,12 +376,20 @@ class Bulk(Request):
     queue: Text | None = Field(None, description="Of this queue; purge needs it.")
     task: Text | None = Field(None, description="Of this task; for redrive.")
     limit: int = Field(1_000, ge=1, le=100_000, description="At most so many; for redrive.")
+    dry_run: bool = Field(False, description="Change nothing; answer how many it would be.")
 
 
 class Counted(BaseModel):
     """How many jobs it was."""
 
     count: int
+
+
+class Touched(BaseModel):
+    """How many jobs it was, or with ``dry_run`` would be."""
+
+    count: int
+    more: bool = Field(description="limit was reached, so there may be others: say it again until this is false.")
 
 
 class NewSchedule(Request):

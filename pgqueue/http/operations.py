@@ -57,7 +57,10 @@ async def health(request: Request, response: Response) -> models.Health:
     },
 )
 async def metrics(request: Request) -> Response:
-    """What the database knows, for Prometheus. Scrapes within a second of each other share one look."""
+    """What the database knows, and what this server has done for its clients, for Prometheus.
+
+    Scrapes within a second of each other share one look at the database.
+    """
     page = await request.app.state.metrics.read(request.headers.get("Accept", ""))
     return Response(page.body, media_type=page.content_type)
 

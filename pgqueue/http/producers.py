@@ -89,12 +89,12 @@ async def get(
 ) -> models.JobView:
     """One job, live or finished."""
     limit = models.seconds(wait, "wait", models.LONGEST_WAIT)
-    record = await _find(request, job_id, caller)
+    record = await find_job(request, job_id, caller)
     for pause in looks(limit, _FIRST_LOOK, _SLOWEST_LOOK):
         if record.finished or pause <= 0 or await request.is_disconnected() or request.app.state.desk.draining:
             break
         await asyncio.sleep(pause)
-        record = await _find(request, job_id, caller)
+        record = await find_job(request, job_id, caller)
     return _view(request, record)
 
 
@@ -105,20 +105,29 @@ async def list_jobs(
     queue: Annotated[models.Text | None, Query()] = None,
     task: Annotated[models.Text | None, Query()] = None,
     state: Annotated[Literal[STATES] | None, Query()] = None,  # type: ignore[valid-type]
+    tag: Annotated[
+        models.Text | None, Query(description='One of the texts in the list "tags" of the job\'s meta.')
+    ] = None,
+    since: Annotated[
+        models.Text | None,
+        Query(description="Created at this time (ISO 8601 with its zone) or later; or no longer ago than 30s, 5m, 2d."),
+    ] = None,
     cursor: Annotated[int | None, Query(ge=1, le=models.BIGGEST_ID, description="From the page before.")] = None,
     limit: Annotated[int, Query(ge=1, le=1_000)] = 50,
 ) -> models.JobPage:
-    """Jobs, newest first, a page at a time. A token for some queues only needs ``queue``."""
+    """Jobs, newest first, a page at a time. A token for some queues only needs ``queue``.
+
+    One request looks at 10,000 jobs at most: a page may hold fewer than ``limit``, or none, and have a cursor.
+    """
     if queue is not None:
         caller.check(check_text(queue, "queue", MAX_NAME_LENGTH))
     elif not caller.unlimited:
         raise ProblemError(403, "forbidden", "the token allows some queues only: say ?queue=")
-    if task is not None:
-        check_text(task, "task", MAX_NAME_LENGTH)
     client: AsyncClient = request.app.state.client
-    records = await client.jobs(queue=queue, task=task, state=state, before=cursor, limit=limit)
-    more = records[-1].id if len(records) == limit else None
-    return models.JobPage(jobs=[_view(request, record) for record in records], cursor=more)
+    page = await client.jobs_page(
+        queue=queue, task=task, state=state, tag=tag, since=since, before=cursor, limit=limit
+    )  # fmt: skip
+    return models.JobPage(jobs=[_view(request, record) for record in page.jobs], cursor=page.before)
 
 
 @router.post("/jobs/{job_id}/cancel", responses={202: {"model": models.JobState}, **responses(404, 409)})
@@ -141,8 +150,8 @@ async def retry(request: Request, job_id: JobId, caller: Annotated[Caller, needs
 
 
 @router.post("/jobs:bulk", responses=responses())
-async def bulk(request: Request, body: models.Bulk, caller: Annotated[Caller, needs("admin")]) -> models.Counted:
-    """One verb for many jobs."""
+async def bulk(request: Request, body: models.Bulk, caller: Annotated[Caller, needs("admin")]) -> models.Touched:
+    """One verb for many jobs: all or none, or with ``dry_run`` none. It goes on when the client hangs up."""
     client: AsyncClient = request.app.state.client
     for what, name in (("queue", body.queue), ("task", body.task)):
         if name is not None:
@@ -152,16 +161,17 @@ async def bulk(request: Request, body: models.Bulk, caller: Annotated[Caller, ne
     elif not caller.unlimited:
         raise ProblemError(403, "forbidden", "the token allows some queues only: say queue")
     if body.action == "redrive":
-        count = await client.redrive(queue=body.queue, task=body.task, limit=body.limit)
-    elif body.task is not None:
+        count = await client.redrive(queue=body.queue, task=body.task, limit=body.limit, dry_run=body.dry_run)
+        return models.Touched(count=count, more=count == body.limit)
+    if body.task is not None:
         raise InvalidJobError(f"{body.action} takes no task")
-    elif body.action == "purge_dead":
-        count = await client.purge_dead(queue=body.queue)
+    if body.action == "purge_dead":
+        count = await client.purge_dead(queue=body.queue, dry_run=body.dry_run)
     elif body.queue is None:
         raise InvalidJobError("purge needs a queue")
     else:
-        count = await client.purge(body.queue)
-    return models.Counted(count=count)
+        count = await client.purge(body.queue, dry_run=body.dry_run)
+    return models.Touched(count=count, more=False)
 
 
 def checked(jobs: Sequence[models.NewJob]) -> list[JobSpec]:
@@ -182,7 +192,7 @@ def may_see(caller: Caller) -> None:
         raise ProblemError(403, "forbidden", "the token allows some queues only")
 
 
-async def _find(request: Request, job_id: int, caller: Caller) -> JobRecord:
+async def find_job(request: Request, job_id: int, caller: Caller) -> JobRecord:
     """Somebody else's job looks like none."""
     record: JobRecord = await request.app.state.client.get(job_id)
     if not caller.may(record.queue):
@@ -192,7 +202,7 @@ async def _find(request: Request, job_id: int, caller: Caller) -> JobRecord:
 
 async def _check_queue(request: Request, job_id: int, caller: Caller) -> None:
     if not caller.unlimited:
-        await _find(request, job_id, caller)
+        await find_job(request, job_id, caller)
 
 
 def _view(request: Request, record: JobRecord) -> models.JobView:

@@ -43,6 +43,7 @@ class Server(uvicorn.Server):
         self.should_exit = True
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._api.state.desk.drain)
+            self._loop.call_soon_threadsafe(self._api.state.events.drain)
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -66,7 +66,7 @@ async def ack(
 async def fail(
     request: Request, job_id: JobId, caller: Annotated[Caller, needs("work")], body: models.Fail | None = None
 ) -> models.JobState:
-    """The attempt failed: again later, or dead when that was the last."""
+    """The attempt failed: again later, or dead when that was the last. The same again has no second effect."""
     body = body or models.Fail()
     retry_in = None if body.retry_in is None else models.seconds(body.retry_in, "retry_in", _CENTURY)
     return await _end_one(
@@ -78,7 +78,7 @@ async def fail(
 async def release(
     request: Request, job_id: JobId, caller: Annotated[Caller, needs("work")], body: models.Release | None = None
 ) -> models.JobState:
-    """Give it back, the attempt refunded."""
+    """Give it back, the attempt refunded. The same again has no second effect."""
     body = body or models.Release()
     retry_in = None if body.retry_in is None else models.seconds(body.retry_in, "retry_in", _CENTURY)
     return await _end_one(request, caller, End(job_id, "release", _number(body.lease_token), retry_in=retry_in))

@@ -23,10 +23,13 @@ from pgqueue.metrics.exposition import counted, gauge, render
 from pgqueue.metrics.meter import enqueued
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from prometheus_client.metrics_core import Metric as Family
 
     from pgqueue.app import App
     from pgqueue.metrics.exposition import Page
+    from pgqueue.metrics.numbers import Series
     from pgqueue.statements import EndedCounts, LiveCount, TableFacts
 
 log = logging.getLogger(__name__)
@@ -49,11 +52,13 @@ class DatabaseMetrics:
     Args:
         app: where the queue is.
         with_enqueued: also how many jobs this process has enqueued with ``app``, if it shows that on no other page.
+        own: what else this process has counted and shows on no other page, as it is when it is called.
     """
 
-    def __init__(self, app: App, *, with_enqueued: bool = False) -> None:
+    def __init__(self, app: App, *, with_enqueued: bool = False, own: Callable[[], list[Series]] | None = None) -> None:
         self._app = app
         self._with_enqueued = with_enqueued
+        self._own = own
         self._alock = asyncio.Lock()
         self._lock = threading.Lock()
         self._seen: list[Family] = []
@@ -147,6 +152,8 @@ class DatabaseMetrics:
     def _page(self, accept: str) -> Page:
         if self._failed is not None:
             raise self._failed.with_traceback(None)
+        if self._own is not None:
+            return render([*self._seen, *counted(catalogue.COUNTED.values(), self._own())], accept)
         if not self._with_enqueued:
             return render(self._seen, accept)
         total = (catalogue.ENQUEUED.name, (), [float(enqueued(self._app))])

@@ -138,11 +138,14 @@ class Meter:
 
     def landed(self, batch: Sequence[tuple[Run, Outcome]], lost: Collection[tuple[int, int]], seconds: float) -> None:
         """A batch of outcomes was written, but for those that had lost their lease."""
-        ended = self._ended(batch, lost)
-        for observer in self._observers:
-            observer.flushed(seconds, ended)
+        self.flushed(self._ended(batch, lost), seconds)
         if lost:
             self.lost(sum((run.id, run.token) in lost and not run.lost for run, _ in batch))
+
+    def flushed(self, ended: Sequence[Ended], seconds: float) -> None:
+        """A batch of outcomes was written; grouped."""
+        for observer in self._observers:
+            observer.flushed(seconds, ended)
 
     def swept(self, jobs: int) -> None:
         """Jobs were taken from expired leases."""

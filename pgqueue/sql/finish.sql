@@ -44,7 +44,7 @@ WITH done AS MATERIALIZED (
     RETURNING h.id
 ), back AS (
     UPDATE pgqueue.jobs j
-    SET state = 'available', lease_token = NULL, lease_until = NULL, worker = NULL,
+    SET state = 'available', lease_token = NULL, last_token = o.token, lease_until = NULL, worker = NULL,
         attempt = j.attempt - CASE WHEN o.verdict IN ('retry', 'pass') THEN 0 ELSE 1 END,
         place = coalesce(o.place, j.place),
         run_at = CASE WHEN o.delay > 0 THEN now() + o.delay * interval '1 second' ELSE j.run_at END,

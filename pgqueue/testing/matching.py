@@ -11,11 +11,13 @@ import orjson
 from pgqueue import statements
 from pgqueue.durations import format_duration
 from pgqueue.errors import InvalidJobError, InvalidPayloadError
+from pgqueue.job import JobFilter
 from pgqueue.outcome import dump_result
 from pgqueue.task import Task
 
 if TYPE_CHECKING:
     from pgqueue.job import JobRecord
+    from pgqueue.statements import JobPage
     from pgqueue.testing.steps import Steps
 
 _PAGE: Final = 1000
@@ -85,8 +87,8 @@ def check(wanted: Wanted, count: int | None, schema: str) -> Steps[list[JobRecor
     if len(found) == count or (count is None and found):
         return found
     now: datetime = yield statements.Statement("SELECT now()", None, lambda rows: rows[0][0])
-    ended: list[JobRecord] = yield statements.list_jobs(None, wanted.name, None, None, _PAGE, schema=schema)
-    ended = [record for record in ended if record.state not in _WAITING and wanted.fits(record)]
+    page: JobPage = yield statements.list_jobs(JobFilter(task=wanted.name), None, _PAGE, most=None, schema=schema)
+    ended = [record for record in page.jobs if record.state not in _WAITING and wanted.fits(record)]
     raise AssertionError(_complaint(wanted, count, found, records, ended, now))
 
 
@@ -94,11 +96,11 @@ def _live(schema: str) -> Steps[list[JobRecord]]:
     records: list[JobRecord] = []
     before = None
     while True:
-        page: list[JobRecord] = yield statements.list_jobs(None, None, None, before, _PAGE, schema=schema)
-        records += [record for record in page if record.state in _WAITING]
-        if len(page) < _PAGE:
+        page: JobPage = yield statements.list_jobs(JobFilter(), before, _PAGE, schema=schema)
+        records += [record for record in page.jobs if record.state in _WAITING]
+        if page.before is None:
             return records[::-1]
-        before = page[-1].id
+        before = page.before
 
 
 # -- matching -------------------------------------------------------------------------------------------------------

@@ -160,20 +160,17 @@ class Finisher:
                 pause = min(pause * 2, _LONGEST_PAUSE)
             else:
                 if lost and not self._uncertain.isdisjoint(token for _, token in lost):
-                    lost = await self._really_lost(landings, lost)
+                    lost = await self._really_lost(lost)
                 self._uncertain.difference_update(done)
                 return lost
 
-    async def _really_lost(self, landings: list[Landing], lost: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """The reply was lost, not necessarily the write: what history holds with our token has landed."""
-        missing = set(lost)
+    async def _really_lost(self, lost: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """The reply was lost, not necessarily the write: what ended under our token has landed."""
         try:
-            found = await self._link.arun(
-                statements.landed([x for x in landings if (x[0], x[1]) in missing], schema=self._schema)
-            )
+            found = await self._link.arun(statements.landed(lost, schema=self._schema))
         except (psycopg.Error, OSError):
             return []  # nobody can tell now; the rows can
-        return [(job_id, token) for job_id, token in lost if job_id not in set(found)]
+        return [(job_id, token) for job_id, token in lost if job_id not in found]
 
     async def _land_one_by_one(
         self, landings: list[Landing], done: list[int], error: Exception

@@ -27,10 +27,12 @@ def test_whatever_is_sent_the_answer_is_one_that_the_schema_describes(
     monkeypatch.setattr(models, "LONGEST_WAIT", 0.05)
     with Running(dsn) as api:
         command, schema = Path(sys.executable).with_name("schemathesis"), str(api.base_url.join("/openapi.json"))
-        operations = sum(len(calls) for calls in api.get("/openapi.json").json()["paths"].values())
+        paths = api.get("/openapi.json").json()["paths"]
+        operations = sum(len(calls) for path, calls in paths.items() if path != "/events")  # a stream has no end
         done: Any = subprocess.run(
             [command, "run", schema, "--checks", ",".join(CHECKS), "--phases", "fuzzing", "--max-examples", "60",
-             "--workers", "2", "--generation-deterministic", "--continue-on-failure", "--no-color"],
+             "--workers", "2", "--generation-deterministic", "--exclude-path", "/events", "--continue-on-failure",
+             "--no-color"],
             cwd=tmp_path, capture_output=True, text=True, timeout=280, check=False,
         )  # fmt: skip
     assert done.returncode == 0, done.stdout[:6_000] + done.stderr[-2_000:]

@@ -53,6 +53,10 @@ def test_list_filters_and_pages(queue, pgq):
     assert listed("-q", "x", "--task", "a") == [ids[0]]
     assert listed("--state", "cancelled") == [ids[2]]
     assert listed("--limit", 1, "--before", ids[2]) == [ids[1]]
+    queue.enqueue(JobSpec.make("a", meta={"tags": ["spring"]}))
+    assert listed("--tag", "spring", "--since", "1h") == listed("--limit", 1)
+    assert listed("--tag", "x") == listed("--since", "0s") == []
+    assert "since must be a time" in pgq("job", "list", "--since", "soon").error
     table = pgq("job", "list").out
     assert all(str(job) in table for job in ids)
     assert "cancelled" in table

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from pgqueue import App, Settings
-from pgqueue.http import create_app
+from pgqueue.http import LOOPBACK, create_app
 from pgqueue.http.server import Server, listen
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def running(dsn: str) -> Iterator[Callable[..., Api]]:
 @pytest.fixture
 def api(running: Callable[..., Api]) -> Api:
     """A server whose leases are swept fast."""
-    return running(settings={"lease_check_interval": timedelta(seconds=0.1)})
+    return running(settings={"lease_check_interval": timedelta(seconds=0.1)}, hosts=LOOPBACK)
 
 
 @pytest.fixture

@@ -56,6 +56,7 @@ CALLS = [
     ("GET", "/jobs/1/tree", None, "read"),
     ("GET", "/jobs", None, "read"),
     ("GET", "/queues", None, "read"),
+    ("GET", "/events?interval=1h", None, "read"),
     ("GET", "/schedules", None, "read"),
     ("GET", "/batches/1", None, "read"),
     ("POST", "/jobs/lease", {}, "work"),
@@ -77,7 +78,7 @@ def test_the_list_of_calls_is_complete(api: Api):
     """So that no call comes without a scope."""
     alike = {"/schedules/{name}/pause", "/schedules/{name}/resume", "/batches/{batch_id}/cancel"}
     for path in api.get("/openapi.json").json()["paths"].keys() - alike - {"/livez", "/readyz", "/health", "/metrics"}:
-        assert any(_same(path, known) for _, known, _, _ in CALLS), path
+        assert any(_same(path, known.partition("?")[0]) for _, known, _, _ in CALLS), path
 
 
 def _same(pattern: str, path: str) -> bool:

@@ -37,6 +37,54 @@ def test_metrics_are_what_the_database_knows(api: Api):
     assert opened.text.endswith("# EOF\n")
 
 
+def figures(api: Api, name: str) -> dict[str, float]:
+    """The samples of one name, by what is between the braces."""
+    found = re.findall(rf"^{name}(?:{{(.*)}})? ([0-9.e+-]+)$", api.get("/metrics").text, re.MULTILINE)
+    return {labels: float(value) for labels, value in found}
+
+
+def test_what_clients_finish_is_counted_by_queue_task_and_outcome(api: Api):
+    for task in ("resize", "resize", "mail", "mail", "mail"):
+        api.submit(1, queue="q", task=task, max_retries=1)
+    one, two, *mails = api.lease(queues=["q"], max=5)["jobs"]
+    api.end("ack", one)
+    api.end("ack", one)
+    ends = [
+        {"job_id": two["job_id"], "lease_token": two["lease_token"]},
+        {"job_id": mails[0]["job_id"], "lease_token": mails[0]["lease_token"], "outcome": "fail", "retry_in": 0},
+        {"job_id": mails[1]["job_id"], "lease_token": mails[1]["lease_token"], "outcome": "fail", "final": True},
+        {"job_id": mails[2]["job_id"], "lease_token": "1"},
+    ]
+    assert api.post("/jobs:finish", json={"jobs": ends}).json()["lost"] == [mails[2]["job_id"]]
+    api.end("release", mails[2], retry_in="1h")
+    assert figures(api, "pgqueue_finished_total") == {
+        'outcome="completed",queue="q",task="resize"': 2, 'outcome="retry",queue="q",task="mail"': 1,
+        'outcome="dead",queue="q",task="mail"': 1, 'outcome="release",queue="q",task="mail"': 1,
+    }  # fmt: skip
+    assert figures(api, "pgqueue_run_seconds_count") == {'queue="q",task="resize"': 2, 'queue="q",task="mail"': 2}
+    assert 0 < figures(api, "pgqueue_run_seconds_sum")['queue="q",task="resize"'] < 60
+    assert figures(api, "pgqueue_wait_seconds_count") == {'queue="q"': 4}
+    assert figures(api, "pgqueue_lease_lost_total") == {"": 1}
+    assert figures(api, "pgqueue_claim_batch_size_sum") == {"": 5}
+    assert figures(api, "pgqueue_finish_flush_seconds_count") == {"": 3}
+    assert figures(api, "pgqueue_enqueued_total") == {"": 5}
+
+
+def test_what_a_server_sweeps_is_counted(api: Api):
+    api.submit(1)
+    api.lease(lease=1)
+    until(lambda: figures(api, "pgqueue_swept_total")[""] == 1, "it is swept")
+
+
+def test_clients_can_not_make_series_without_end(api: Api, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("pgqueue.http.tally._MOST_PAIRS", 2)
+    for task in "abcd":
+        api.submit(1, task=task)
+        api.end("ack", api.lease())
+    counted = figures(api, "pgqueue_finished_total")
+    assert {labels.split('task="')[1][:-1]: count for labels, count in counted.items()} == {"a": 1, "b": 1, "other": 2}
+
+
 def test_without_its_database_it_lives_and_is_not_ready(private_server: Any):
     database = private_server(migrated=True)
     with Running(database.dsn) as api:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pgqueue import statements
 from server.conftest import check_problem
 
 if TYPE_CHECKING:
@@ -197,6 +198,34 @@ def test_pages_show_each_job_once(api: Api):
     check_problem(api.get("/jobs", params={"state": "asleep"}), 422, "invalid_request")
 
 
+def test_jobs_by_tag_and_by_when_they_were_created(api: Api, database: psycopg.Connection[Any]):
+    old, new = (api.submit(n, meta={"tags": ["spring", f"n{n}"]}) for n in range(2))
+    api.submit(2)
+    database.execute("UPDATE pgqueue.jobs SET created_at = '2026-01-31T09:00:00Z' WHERE id = %s", [old])
+
+    def found(**wanted: str) -> list[int]:
+        return [job["job_id"] for job in api.get("/jobs", params=wanted).json()["jobs"]]
+
+    assert found(tag="spring") == [new, old]
+    assert found(tag="n0") == [old]
+    assert found(tag="spring", since="1h") == [new]
+    assert found(tag="spring", since="2026-01-31T10:00:00+01:00") == [new, old]
+    assert found(tag="spring", since="2026-01-31T09:00:00.000001Z") == [new]
+    for wrong in ("yesterday", "2026-01-31T09:00:00", "-1h", "nan"):
+        check_problem(api.get("/jobs", params={"since": wrong}), 422, "invalid_job")
+    check_problem(api.get("/jobs", params={"tag": ""}), 422, "invalid_request")
+
+
+def test_a_page_without_jobs_may_have_a_cursor(api: Api, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(statements.list_jobs, "__kwdefaults__", {"most": 10})
+    wanted = api.submit(1, queue="rare")
+    api.post("/jobs:batch", json={"jobs": [{}] * 12})
+    first = api.get("/jobs", params={"queue": "rare"}).json()
+    assert first["jobs"] == []
+    second = api.get("/jobs", params={"queue": "rare", "cursor": first["cursor"]}).json()
+    assert ([job["job_id"] for job in second["jobs"]], second["cursor"]) == ([wanted], None)
+
+
 # -- verbs -----------------------------------------------------------------------------------------------------------
 
 
@@ -215,9 +244,17 @@ def test_bulk(api: Api):
     for _ in range(3):
         api.submit(1, max_retries=0)
         api.end("fail", api.lease())
-    assert api.post("/jobs:bulk", json={"action": "redrive", "limit": 2}).json() == {"count": 2}
-    assert api.post("/jobs:bulk", json={"action": "purge", "queue": "default"}).json() == {"count": 2}
-    assert api.post("/jobs:bulk", json={"action": "purge_dead"}).json() == {"count": 1}
+
+    def bulk(**body: Any) -> tuple[int, bool]:
+        would = api.post("/jobs:bulk", json={**body, "dry_run": True}).json()
+        done = api.post("/jobs:bulk", json=body).json()
+        assert would == done, "the dry run has changed nothing, and said what would be done"
+        return done["count"], done["more"]
+
+    assert bulk(action="redrive", limit=2) == (2, True)
+    assert bulk(action="purge", queue="default") == (2, False)
+    assert bulk(action="redrive", task="other") == (0, False)
+    assert bulk(action="purge_dead") == (1, False)
     check_problem(api.post("/jobs:bulk", json={"action": "purge"}), 422, "invalid_job")
 
 

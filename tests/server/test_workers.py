@@ -61,6 +61,65 @@ def test_an_ack_may_be_said_again(api: Api):
     check_problem(api.end("ack", {**job, "job_id": 999}), 404, "job_not_found")
 
 
+@pytest.mark.parametrize(("verb", "left"), [("fail", "retrying"), ("release", "scheduled")])
+def test_a_failure_or_a_release_may_be_said_again_until_the_next_run_has_ended(
+    running: Callable[..., Api], dsn: str, verb: str, left: str
+):
+    """Also to another server, and while the next worker has the job already."""
+    api, other = running(), running()
+    job_id = api.submit(1)
+    job = api.lease()
+    first = api.end(verb, job, retry_in="1h")
+    seen = api.job(job_id)
+    again = other.end(verb, job, retry_in="2h")
+    assert (first.status_code, again.status_code) == (200, 200)
+    assert first.json() == again.json() == {"job_id": job_id, "state": left}
+    assert api.job(job_id) == seen, "no second effect"
+    problem = check_problem(api.end(verb, {**job, "lease_token": "abc"}), 409, "lease_lost")
+    assert problem["state"] == left
+    api.post(f"/jobs/{job_id}/retry")
+    second = api.lease(wait=5)
+    assert second["attempt"] == (2 if verb == "fail" else 1)
+    assert other.end(verb, job).json() == {"job_id": job_id, "state": "running"}
+    assert api.end("ack", second).status_code == 200
+    assert check_problem(api.end(verb, job), 409, "lease_lost")["state"] == "completed"
+    assert len(api.job(job_id)["errors"]) == (verb == "fail")
+    invariants.check(dsn, [job_id])
+
+
+def test_the_last_failure_may_be_said_again(api: Api):
+    job_id = api.submit(1, max_retries=0)
+    job = api.lease()
+    for _ in range(3):
+        assert api.end("fail", job, error="no network").json() == {"job_id": job_id, "state": "dead"}
+    assert len(api.job(job_id)["errors"]) == 1
+
+
+def test_who_says_something_else_the_second_time_is_told_what_became_of_the_job(api: Api):
+    ids = [api.submit(n) for n in range(3)]
+    jobs = api.lease(max=3)["jobs"]
+    for job, verb in zip(jobs, ("ack", "fail", "release"), strict=True):
+        api.end(verb, job, **({} if verb == "ack" else {"retry_in": "1h"}))
+    for job, other, state in (
+        (jobs[0], "fail", "completed"), (jobs[0], "release", "completed"),
+        (jobs[1], "ack", "retrying"), (jobs[2], "ack", "scheduled"),
+    ):  # fmt: skip
+        assert check_problem(api.end(other, job), 409, "lease_lost")["state"] == state
+    ends = [
+        {"job_id": job["job_id"], "lease_token": job["lease_token"], "outcome": verb}
+        for job, verb in zip(jobs, ("ack", "fail", "ack"), strict=True)
+    ]
+    assert api.post("/jobs:finish", json={"jobs": ends}).json() == {"landed": ids[:2], "lost": ids[2:]}
+
+
+def test_a_failure_of_a_cancelled_job_may_be_said_again(api: Api):
+    job_id = api.submit(1)
+    job = api.lease()
+    api.post(f"/jobs/{job_id}/cancel")
+    for _ in range(2):
+        assert api.end("fail", job).json() == {"job_id": job_id, "state": "cancelled"}
+
+
 def test_a_plain_ack_means_the_lease_that_the_job_has(api: Api, database: psycopg.Connection[Any]):
     job_id = api.submit(1)
     check_problem(api.post(f"/jobs/{job_id}/ack"), 409, "lease_lost")

@@ -320,3 +320,39 @@ def test_a_token_made_by_hand_is_as_good(one: Peer):
     found = find(one)
     assert found
     assert (found.scopes, found.queues, found.allows("work", "any")) == (("work",), ("*",), True)
+
+
+# -- what is forgotten -----------------------------------------------------------------------------------------------
+
+
+def names(peer: Peer) -> set[str]:
+    return {name for (name,) in peer.sql("SELECT name FROM pgqueue.tokens")}
+
+
+def test_tokens_are_forgotten_30_days_after_they_were_revoked_or_have_expired(one: Peer):
+    ages = {"revoked 31": 31, "revoked 29": 29, "expired 31": 31, "expired 29": 29, "both": 31, "lives": None}
+    for name, days in ages.items():
+        create(one, name, hash_secret(make_secret()), timedelta(days=1) if name != "lives" else None)
+        if name.startswith(("revoked", "both")):
+            revoke(one, name)
+        if days is not None:
+            column = "expires_at" if name.startswith("expired") else "revoked_at"
+            ago = "now() - make_interval(days => %s)"
+            one.sql(f"UPDATE pgqueue.tokens SET {column} = {ago} WHERE name = %s", days, name)
+    one.sql("UPDATE pgqueue.tokens SET created_at = now() - interval '1 year'")
+    one.run(statements.tidy(schema=SCHEMA))
+    assert names(one) == {"revoked 29", "expired 29", "lives"}
+
+
+@pytest.mark.parametrize("how", ["revoked", "expired"])
+def test_the_newest_token_is_never_forgotten_so_that_the_door_stays_shut(one: Peer, how: str):
+    for name in ("first", "last"):
+        create(one, name, hash_secret(make_secret()))
+        if how == "revoked":
+            revoke(one, name)
+    column = "revoked_at" if how == "revoked" else "expires_at"
+    one.sql(f"UPDATE pgqueue.tokens SET {column} = now() - interval '1 year'")
+    for _ in range(2):
+        one.run(statements.tidy(schema=SCHEMA))
+    assert names(one) == {"last"}
+    assert one.run(statements.has_tokens(schema=SCHEMA)) is True

@@ -331,7 +331,7 @@ def test_the_same_outcome_lands_once(one: Peer, dsn: str):
     claim = one.claim()
     assert one.end(claim) == []
     assert one.end(claim) == [(job_id, claim.token)]
-    assert one.run(statements.landed([(job_id, claim.token, COMPLETED)], schema=SCHEMA)) == [job_id]
+    assert one.run(statements.landed([(job_id, claim.token)], schema=SCHEMA)) == {job_id: "completed"}
     invariants.check(dsn, [job_id])
 
 
@@ -339,9 +339,34 @@ def test_landed_tells_whose_token_finished_a_job(one: Peer):
     ids = [one.enqueue() for _ in range(3)]
     claim = one.claim(2)
     one.end(claim)
-    asked = [(i, claim.token, COMPLETED) for i in ids]
-    assert sorted(one.run(statements.landed(asked, schema=SCHEMA))) == ids[:2]
-    assert one.run(statements.landed([(ids[0], 42, COMPLETED)], schema=SCHEMA)) == []
+    asked = [(i, claim.token) for i in ids]
+    assert one.run(statements.landed(asked, schema=SCHEMA)) == dict.fromkeys(ids[:2], "completed")
+    assert one.run(statements.landed([(ids[0], 42)], schema=SCHEMA)) == {}
+
+
+@pytest.mark.parametrize("verdict", [*BACK, "pass"])
+def test_landed_tells_whose_token_put_a_job_back_until_its_next_run_has_ended(one: Peer, verdict: str):
+    job_id = one.enqueue()
+    first = one.claim()
+
+    def how(token: int) -> Any:
+        return one.run(statements.landed([(job_id, token)], schema=SCHEMA)).get(job_id)
+
+    assert how(first.token) is None
+    one.end(first, verdict)
+    assert (how(first.token), how(first.token + 1)) == ("back", None)
+    second = one.claim()
+    assert (how(first.token), how(second.token)) == ("back", None)
+    one.end(second, "dead")
+    assert (how(first.token), how(second.token)) == (None, "dead")
+
+
+def test_a_sweep_is_not_taken_for_an_end_that_has_landed(one: Peer):
+    one.enqueue()
+    claim = one.claim()
+    one.expire(claim)
+    one.sweep()
+    assert one.run(statements.landed([(claim.ids[0], claim.token)], schema=SCHEMA)) == {}
 
 
 def test_an_empty_batch_may_close_leases(one: Peer):

@@ -17,7 +17,7 @@ from peers import LANES, LEASE, SCHEMA, Peer, whole
 
 from pgqueue import statements
 from pgqueue.bigints import Bigints
-from pgqueue.job import JobSpec
+from pgqueue.job import JobFilter, JobSpec
 from pgqueue.outcome import Outcome
 from pgqueue.statements import Lanes
 from pgqueue.worker.link import PINNED
@@ -258,7 +258,7 @@ def test_progress_goes_by_id(peer: Explainer):
 
 
 def test_landed_goes_by_id(peer: Explainer):
-    plan = peer.explain(statements.landed([(1, 1, Outcome("completed"))], schema=SCHEMA))
+    plan = peer.explain(statements.landed([(1, 1)], schema=SCHEMA))
     scans = {node.get("Index Name") or node["Node Type"] for node in plan.nodes() if "Scan" in node["Node Type"]}
     assert not [scan for scan in scans if scan == "Seq Scan"]
 
@@ -268,6 +268,13 @@ def test_one_job_is_read_by_id(peer: Explainer):
     plan = peer.explain(statements.get_job(job_id, schema=SCHEMA))
     assert plan.indexes("jobs") == {"jobs_pkey"}
     assert plan.buffers <= 60
+
+
+@pytest.mark.parametrize("wanted", [JobFilter(), JobFilter(queue="none"), JobFilter(tag="none")], ids=str)
+def test_a_page_of_a_list_looks_at_a_bounded_number_of_jobs(peer: Explainer, wanted: JobFilter):
+    plan = peer.explain(statements.list_jobs(wanted, None, 50, most=100, schema=SCHEMA))
+    assert plan.indexes("jobs") <= {"jobs_pkey"}
+    assert plan.buffers <= 800
 
 
 def least(explain: Callable[[int], Plan]) -> int:

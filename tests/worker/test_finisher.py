@@ -71,7 +71,9 @@ async def test_an_outcome_whose_reply_was_lost_is_found_in_history(app: App, cap
 
 
 @pytest.mark.parametrize("verdict", ["retry", "snooze"])
-async def test_a_job_put_back_whose_reply_was_lost_is_put_back_once(app: App, verdict: str) -> None:
+async def test_a_job_put_back_whose_reply_was_lost_is_put_back_once(
+    app: App, verdict: str, caplog: pytest.LogCaptureFixture
+) -> None:
     runs = 0
 
     @app.task(retry=Fixed(0))
@@ -86,6 +88,7 @@ async def test_a_job_put_back_whose_reply_was_lost_is_put_back_once(app: App, ve
         before_the_reply(worker, lambda: psycopg.OperationalError("the reply is lost"))
         assert await (await twice.enqueue()).result(30) == (1 if verdict == "snooze" else 2)
     assert runs == 2
+    assert "the lease was lost" not in caplog.text
 
 
 @pytest.mark.parametrize("error", [psycopg.errors.DeadlockDetected, psycopg.errors.SerializationFailure])

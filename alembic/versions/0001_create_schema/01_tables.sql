@@ -40,6 +40,7 @@ CREATE TABLE pgqueue.jobs (
     due_at timestamptz,
     batch_id bigint,
     depends_on bigint[],
+    last_token bigint,  -- of the lease under which its last run ended and it came back to wait
     CONSTRAINT jobs_pkey PRIMARY KEY (id)
 ) WITH (
     fillfactor = 40,

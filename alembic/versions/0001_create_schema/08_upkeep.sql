@@ -54,8 +54,9 @@ BEGIN
     RETURN;
 END $$;
 
--- Forget what has run out: throttles, full token buckets, batches older than any history; and settle edges to jobs that were pruned
--- or deleted by hand. From any number of workers: the second one returns at once.
+-- Forget what has run out: throttles, full token buckets, batches older than any history, tokens of the API 30 days after they were revoked
+-- or have expired; and settle edges to jobs that were pruned or deleted by hand. From any number of workers: the second one returns
+-- at once.
 CREATE FUNCTION pgqueue.tidy() RETURNS void
 LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
@@ -65,6 +66,9 @@ BEGIN
             WHERE NOT EXISTS (SELECT FROM pgqueue.jobs j WHERE j.id = d.upstream_id)));
         DELETE FROM pgqueue.batches b
         WHERE coalesce(b.finished_at, CASE WHEN b.total = 0 THEN b.created_at END) < now() - (SELECT max(r.keep) + interval '1 day' FROM pgqueue.retention r);
+        DELETE FROM pgqueue.tokens t
+        WHERE least(t.revoked_at, t.expires_at) < now() - interval '30 days'
+          AND t.id < (SELECT max(x.id) FROM pgqueue.tokens x);  -- one stays: that there was a token is why the API asks for one
         DELETE FROM pgqueue.throttles t WHERE t.until < now();
         DELETE FROM pgqueue.buckets b USING pgqueue.queues q
         WHERE b.group_key <> '' AND q.name = b.queue AND b.filled_at < now() - interval '1 hour'

@@ -1,6 +1,6 @@
 -- Tokens of the HTTP API. A secret of 256 random bits is held by who was given it; here is its SHA-256 and what it may do
 -- (pgqueue/tokens.py). Revoking takes the hash away: what is not there can't be let in by a condition that somebody forgot. The row
--- stays: it tells until when the token was used, and that the API is one with tokens.
+-- stays for 30 days (pgqueue.tidy): it tells until when the token was used, and that the API is one with tokens.
 --
 -- After the roles, so that SELECT ON ALL TABLES is not about it: nobody but the owner and the admin reads or changes it.
 CREATE TABLE pgqueue.tokens (
