@@ -44,7 +44,7 @@ class Line:
     async def post(self, path: str, body: Any) -> tuple[int, Any]:
         data = orjson.dumps(body)
         self._writer.write(
-            f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(data)}\r\n\r\n".encode()
             + data
         )

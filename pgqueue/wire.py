@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from psycopg import errors, generators
 from psycopg.adapt import PyFormat, Transformer
-from psycopg.pq import ExecStatus, Format
+from psycopg.pq import ConnStatus, ExecStatus, Format
 
 if TYPE_CHECKING:
     import psycopg
@@ -28,6 +28,7 @@ T = TypeVar("T")
 _MOST_PREPARED: Final = 100  # statements of one connection; as psycopg
 _PLACEHOLDER: Final = re.compile(r"%(?:\((\w+)\)s|%)")
 _CANCEL_PATIENCE: Final = 5.0
+_LOOK: Final = 0.2  # seconds; an event loop may not tell that a socket has failed (libuv stops watching it)
 
 
 class Wire:
@@ -40,7 +41,6 @@ class Wire:
     def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
         self._connection = connection
         self._pgconn = connection.pgconn
-        self._fd = connection.pgconn.socket
         self._loop = asyncio.get_running_loop()
         self._adapt = Transformer(connection)
         self._known: dict[
@@ -49,6 +49,7 @@ class Wire:
         self._names = count(1)
         self._answer: asyncio.Future[PGresult] | None = None
         self._last: PGresult | None = None
+        self._looking = False
 
     async def run(self, statement: Statement[T]) -> T:
         """Run it in a transaction of its own; answers what it reads.
@@ -97,16 +98,27 @@ class Wire:
         else:
             self._last = None
             answer = self._answer = self._loop.create_future()
-            self._loop.add_reader(self._fd, self._readable)
+            socket = self._pgconn.socket  # raises when sending has noticed that the connection is lost
+            self._loop.add_reader(socket, self._readable)
+            if not self._looking:
+                self._looking = True
+                self._loop.call_later(_LOOK, self._look)
             try:
                 result = await answer
             finally:
-                self._loop.remove_reader(self._fd)
+                self._loop.remove_reader(socket)
                 if answer.cancelled():
                     await self._call_off()
         if result.status == ExecStatus.FATAL_ERROR:
             raise errors.error_from_result(result, self._connection.info.encoding)
         return result
+
+    def _look(self) -> None:
+        """Look without being told, as long as somebody waits. Not a timer for each statement: most take a millisecond."""
+        self._readable()
+        self._looking = self._answer is not None and not self._answer.done()
+        if self._looking:
+            self._loop.call_later(_LOOK, self._look)
 
     def _readable(self) -> None:
         """The server has said something; when it is all, whoever waits goes on."""
@@ -122,12 +134,13 @@ class Wire:
                     break
                 self._last = result
             else:
-                return
+                if pgconn.status == ConnStatus.OK:
+                    return  # else libpq has closed the socket: nothing more will come, not even an event
         except Exception as error:  # noqa: BLE001 - it is raised where somebody waits
             answer.set_exception(error)
             return
         if self._last is None:
-            answer.set_exception(errors.OperationalError("the connection is closed"))
+            answer.set_exception(errors.OperationalError("the server closed the connection"))
         else:
             answer.set_result(self._last)
 

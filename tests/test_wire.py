@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+import uvloop
 from peers import Peer
 
 from pgqueue.connection import Database
@@ -132,6 +133,34 @@ async def test_a_server_that_goes_away_is_an_operational_error(
     with pytest.raises(psycopg.OperationalError):
         await wire.run(ask("SELECT 1"))
     assert connection.broken
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize("how", ["fast", "immediate"])
+def test_a_server_that_stops_leaves_nobody_waiting(private_server: Any, loop: Any, how: Any):
+    """libuv stops watching a socket that has failed, and says so to nobody."""
+    server = private_server()
+
+    async def ask_for_ever(ready: asyncio.Event) -> None:
+        async with await psycopg.AsyncConnection.connect(server.dsn, autocommit=True) as connection:
+            wire = Wire(connection)
+            while True:
+                await wire.run(ask("SELECT pg_sleep(%(a)s::float8)", a=0.01))
+                ready.set()
+
+    async def story() -> list[BaseException | None]:
+        ready = [asyncio.Event() for _ in range(4)]
+        asking = [asyncio.create_task(ask_for_ever(one)) for one in ready]
+        for one in ready:
+            await one.wait()
+        await asyncio.to_thread(server.stop, how)
+        async with asyncio.timeout(20):
+            return await asyncio.gather(*asking, return_exceptions=True)
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        ends = runner.run(story())
+    assert all(isinstance(end, psycopg.OperationalError) for end in ends), ends
 
 
 # -- the connections that a Database keeps at hand -------------------------------------------------------------------

@@ -53,10 +53,9 @@ class Limited:
             self._under_way -= 1
 
     async def _measured(self, scope: Scope, receive: Receive, send: Send) -> None:
-        too_large = ProblemError(413, "body_too_large", f"a body has at most {self._most_bytes} bytes").response()
         length = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
         if length.isdigit() and int(length) > self._most_bytes:
-            await too_large(scope, receive, send)
+            await self._too_large().response()(scope, receive, send)
             return
         seen, begun = 0, False
 
@@ -76,7 +75,10 @@ class Limited:
 
         await self._app(scope, counted, noted)
         if seen > self._most_bytes and not begun:
-            await too_large(scope, receive, send)
+            await self._too_large().response()(scope, receive, send)
+
+    def _too_large(self) -> ProblemError:
+        return ProblemError(413, "body_too_large", f"a body has at most {self._most_bytes} bytes")
 
 
 def _says_json(scope: Scope) -> bool:
