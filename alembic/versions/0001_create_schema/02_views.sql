@@ -1,10 +1,11 @@
--- What a person queries: live and finished jobs, with the derived words scheduled and retrying.
+-- What a person queries: live and finished jobs, with the derived words scheduled and retrying. The types of both halves are the same
+-- ones, domains cast away: else the planner reads and sorts all of both for the newest fifty.
 CREATE VIEW pgqueue.all_jobs AS
 SELECT id, queue, task,
        CASE WHEN state = 'available' AND run_at > now()
             THEN CASE WHEN attempt > 0 THEN 'retrying' ELSE 'scheduled' END
             ELSE state::text END AS state,
-       payload, priority, attempt, max_attempts, CASE WHEN state = 'blocked' THEN due_at ELSE run_at END AS run_at, created_at,
+       payload, priority::smallint, attempt::smallint, max_attempts::smallint, CASE WHEN state = 'blocked' THEN due_at ELSE run_at END AS run_at, created_at,
        started_at, NULL::timestamptz AS finished_at,
        lease_until, worker, cancel_requested, timeout, unique_key, progress, NULL::jsonb AS result, errors, meta,
        group_key, batch_id, depends_on, coalesce(pending, 0) AS pending
