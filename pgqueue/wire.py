@@ -114,7 +114,7 @@ class Wire:
         return result
 
     def _look(self) -> None:
-        """Look without being told, as long as somebody waits. Not a timer for each statement: most take a millisecond."""
+        """Look without being told, as long as somebody waits. No timer for each statement: most take a millisecond."""
         self._readable()
         self._looking = self._answer is not None and not self._answer.done()
         if self._looking:
