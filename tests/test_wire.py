@@ -142,16 +142,17 @@ def test_a_server_that_stops_leaves_nobody_waiting(private_server: Any, loop: An
     """libuv stops watching a socket that has failed, and says so to nobody."""
     server = private_server()
 
-    async def ask_for_ever(ready: asyncio.Event) -> None:
+    async def ask_for_ever(nth: int, ready: asyncio.Event) -> None:
         async with await psycopg.AsyncConnection.connect(server.dsn, autocommit=True) as connection:
             wire = Wire(connection)
             while True:
-                await wire.run(ask("SELECT pg_sleep(%(a)s::float8)", a=0.01))
+                await wire.run(ask("SELECT pg_sleep(%(a)s::float8)", a=0.01 * nth))
                 ready.set()
+                await asyncio.sleep(0.05)
 
     async def story() -> list[BaseException | None]:
         ready = [asyncio.Event() for _ in range(4)]
-        asking = [asyncio.create_task(ask_for_ever(one)) for one in ready]
+        asking = [asyncio.create_task(ask_for_ever(nth, one)) for nth, one in enumerate(ready)]
         for one in ready:
             await one.wait()
         await asyncio.to_thread(server.stop, how)
