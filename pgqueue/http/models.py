@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timedelta
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -17,6 +18,7 @@ LONGEST_WAIT = 60.0
 LONGEST_LEASE = 86_400.0
 MOST_QUEUES = 100
 BIGGEST_ID = 2**63 - 1
+_MOST_LEVELS: Final = 200  # of a value in an answer; pydantic writes no more than 255
 
 Text = Annotated[str, Field(min_length=1, max_length=MAX_NAME_LENGTH)]
 Key = Annotated[str, Field(min_length=1, max_length=MAX_KEY_LENGTH)]
@@ -298,7 +300,7 @@ class JobView(BaseModel):
         """From the database's view; ``hide`` redacts a value."""
         facts = {name: getattr(record, name) for name in cls.model_fields if hasattr(record, name)}
         for name in ("payload", "result", "progress", "errors", "meta"):
-            facts[name] = hide(facts[name])
+            facts[name] = _shallow(hide(facts[name]))
         return cls(
             **{
                 **facts,
@@ -468,6 +470,22 @@ def seconds(value: float | str | None, what: str, most: float, default: float = 
     if length > timedelta(seconds=most):
         raise InvalidJobError(f"{what} must be at most {most:g} seconds, not {value!r}")
     return length.total_seconds()
+
+
+def _shallow(value: Any, levels: int = _MOST_LEVELS) -> Any:
+    """What stands deeper than that, as JSON text: SQL takes any depth, but an answer can't be written with more."""
+    if isinstance(value, dict):
+        return {key: _shallow(one, levels - 1) for key, one in value.items()} if levels else _as_text(value)
+    if isinstance(value, list):
+        return [_shallow(one, levels - 1) for one in value] if levels else _as_text(value)
+    return value
+
+
+def _as_text(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except RecursionError:
+        return "…"
 
 
 def _finite(moment: Any) -> datetime | None:

@@ -39,6 +39,17 @@ def test_a_payload_is_any_json(api: Api, payload: Any):
     assert api.lease()["payload"] == payload
 
 
+@pytest.mark.parametrize("levels", [190, 260, 900, 3000])
+def test_a_payload_of_any_depth_is_shown(api: Api, database: psycopg.Connection[Any], levels: int):
+    """pydantic writes 255 levels, orjson reads 1,024, Python's recursion ends at 1,000: below that it is text."""
+    deep = "[" * levels + "1" + "]" * levels
+    (job_id,) = database.execute("SELECT pgqueue.enqueue('t', %s::text::jsonb)", [deep]).fetchone()  # type: ignore[misc]
+    answer = api.get(f"/jobs/{job_id}")
+    assert answer.status_code == 200
+    assert "[[" in answer.text
+    assert api.get("/jobs").json()["jobs"][0]["job_id"] == job_id
+
+
 def test_without_a_body_field_the_defaults_are_those_of_the_command_line(api: Api):
     job = api.job(api.post("/jobs", json={}).json()["job_id"])
     assert (job["payload"], job["task"], job["priority"], job["max_retries"], job["max_attempts"]) == (
