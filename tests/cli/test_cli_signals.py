@@ -115,8 +115,10 @@ def test_a_server_that_says_nothing_holds_no_stop_up(start):
         address = f"postgresql://postgres@127.0.0.1:{silent.getsockname()[1]}/q"
         process, pid = start("serve", "--port", "0", PGQUEUE_DSN=address)
         silent.settimeout(30)
-        silent.accept()[0].recv(1)
-        assert stopped(process, pid, signal.SIGTERM)[0] == 128 + signal.SIGTERM
+        line, _ = silent.accept()
+        with line:
+            line.recv(1)
+            assert stopped(process, pid, signal.SIGTERM)[0] == 128 + signal.SIGTERM
 
 
 def test_a_stop_is_heard_by_process_1_when_it_works_too(start, queue, dsn: str, end: Callable[..., Answer]):

@@ -128,7 +128,8 @@ async def test_a_cancel_that_comes_between_the_claim_and_its_reply_reaches_the_h
             return reply
 
         worker.hand.look_again = hear  # type: ignore[method-assign]
-        link.arun = claim  # type: ignore[method-assign]
+        async with link._lock:  # no claim is under way that would find the job without us
+            link.arun = claim  # type: ignore[method-assign]
         job = await wait.enqueue()
         record = await in_state(job, "cancelled")
     assert told.is_set() == began.is_set(), "a renewal may even be quicker than the slot"
