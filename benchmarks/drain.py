@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from benchmarks import floors
@@ -35,7 +34,7 @@ def _drain(task: str, processes: int, count: Callable[[Size], int], *, snapshot:
 def _spread(name: str, queues: Sequence[str], priorities: int) -> Case:
     def make(count: int, task: str) -> list[JobSpec]:
         return [
-            replace(spec, queue=queues[n % len(queues)], priority=n // len(queues) % priorities)
+            spec._replace(queue=queues[n % len(queues)], priority=n // len(queues) % priorities)
             for n, spec in enumerate(specs(count, task))
         ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from benchmarks.drain import REGIME as DRAIN
@@ -28,7 +27,7 @@ def _of_keys(share: float) -> Callable[..., list[JobSpec]]:
 
     def make(count: int, task: str) -> list[JobSpec]:
         keys = max(1, int(count * share))
-        return [replace(spec, group_key=f"key{n % keys}") for n, spec in enumerate(specs(count, task))]
+        return [spec._replace(group_key=f"key{n % keys}") for n, spec in enumerate(specs(count, task))]
 
     return make
 

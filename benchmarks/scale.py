@@ -7,7 +7,6 @@ import multiprocessing
 import selectors
 import statistics
 import time
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -161,7 +160,7 @@ def queues(count: int) -> Callable[[Bench], Measures]:
 
 def _fill(database: Database, names: list[str], jobs: int) -> None:
     with contextlib.closing(app_on(database)) as app:
-        spread = [replace(spec, queue=names[n % len(names)]) for n, spec in enumerate(specs(jobs))]
+        spread = [spec._replace(queue=names[n % len(names)]) for n, spec in enumerate(specs(jobs))]
         app.enqueue_many_sync(spread, copy=True)
     time.sleep(0.3)  # older than the marks' lag
 
