@@ -6,7 +6,8 @@
 --   release (back at once or after the delay, attempt refunded); all but the first three end as cancelled when somebody asked. result, error: JSON text or NULL; delay: seconds.
 --   A NULL instead of an array: all completed, no results, no errors, no delays.
 --   done_tokens: leases with no other job left (deleted); open_tokens: the others.
--- Index: jobs_pkey (`id = ANY` keeps the planner from scanning the table), leases_pkey.
+-- Index: jobs_pkey, leases_pkey (`= ANY` keeps the planner from walking a whole index for a hash join: under a held snapshot
+--   every lease there ever was is still in it).
 -- Guard: the row's token. A row that is not running under this token is left alone.
 -- Locks: leases first, by token, then jobs by id; a sweep passes over a lease that is locked here.
 -- Answers the ids that did not land, with their tokens: those leases are lost. Nothing in the good case.
@@ -56,7 +57,7 @@ WITH done AS MATERIALIZED (
       AND NOT k.cancel_requested
     RETURNING j.id, j.queue
 ), ended AS (
-    DELETE FROM pgqueue.leases l USING done d WHERE l.token = d.token
+    DELETE FROM pgqueue.leases l USING done d WHERE l.token = ANY (%(done_tokens)s::bigint[]) AND l.token = d.token
 ), settled AS (  -- batches are counted and followers told in the same commit, after the rows are in history
     SELECT s.id FROM (SELECT array_agg(g.id) AS ids FROM gone g WHERE g.has_followers OR g.batch_id IS NOT NULL) linked
     CROSS JOIN LATERAL (SELECT count(*) FROM landed WHERE linked.ids IS NOT NULL) AS first

@@ -12,7 +12,8 @@ WITH held AS MATERIALIZED (
     SELECT l.token FROM pgqueue.leases l WHERE l.token = ANY (%(leases)s::bigint[])
     ORDER BY l.token FOR NO KEY UPDATE SKIP LOCKED
 ), renewed AS (
-    UPDATE pgqueue.leases l SET lease_until = now() + %(lease)s::interval FROM held h WHERE l.token = h.token
+    UPDATE pgqueue.leases l SET lease_until = now() + %(lease)s::interval FROM held h
+    WHERE l.token = ANY (%(leases)s::bigint[]) AND l.token = h.token
 ), mine AS MATERIALIZED (
     SELECT j.id, j.lease_token, j.cancel_requested, h.token IS NOT NULL AS prolonged
     FROM pgqueue.jobs j

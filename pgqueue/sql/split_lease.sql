@@ -23,7 +23,7 @@ WITH whole AS MATERIALIZED (
     GROUP BY m.token, w.lease_until, w.claimed_at, w.queue
 ), ended AS (
     DELETE FROM pgqueue.leases l USING whole w
-    WHERE l.token = w.token AND 0 = (  -- nothing is left without a lease, whatever was asked for; counted as in held.sql
+    WHERE l.token = %(token)s::bigint AND l.token = w.token AND 0 = (  -- nothing is left without a lease, whatever was asked for; counted as in held.sql
         SELECT count(*) FROM pgqueue.jobs j
         WHERE j.id = ANY (l.job_ids) AND j.lease_token = l.token AND j.id <> ALL (%(ids)s::bigint[])
     )

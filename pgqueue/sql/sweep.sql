@@ -49,7 +49,8 @@ WITH expired AS MATERIALIZED (
     RETURNING j.id, j.queue, j.task, j.attempt, j.state::text, lost.worker
 ), ended AS (
     DELETE FROM pgqueue.leases l USING expired e
-    WHERE l.token = e.token AND NOT EXISTS (SELECT FROM left_behind b WHERE b.lease_token = l.token)
+    WHERE l.token = ANY (ARRAY(SELECT x.token FROM expired x)) AND l.token = e.token
+      AND NOT EXISTS (SELECT FROM left_behind b WHERE b.lease_token = l.token)
 ), settled AS (  -- as in finish.sql
     SELECT s.id FROM (SELECT array_agg(g.id) AS ids FROM gone g WHERE g.has_followers OR g.batch_id IS NOT NULL) linked
     CROSS JOIN LATERAL (SELECT count(*) FROM landed WHERE linked.ids IS NOT NULL) AS first

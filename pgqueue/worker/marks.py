@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _PRIORITIES: Final = tuple(range(10))
 _LAG: Final = 0.25  # seconds: producers whose transactions last this long are still seen by marked scans
-_FULL_SCAN_SHARE: Final = 20  # a scan from the start takes at most 1/20 of the time …
+_FULL_SCAN_SHARE: Final = 100  # a scan from the start takes at most a hundredth of the time …
 _FULL_SCAN_EVERY: Final = 1.0  # … and while marked claims come back full, one a second is enough
 _MOST_HINTS: Final = 500
 
