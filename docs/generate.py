@@ -97,7 +97,7 @@ GLOSSARY: tuple[tuple[str, str, str], ...] = (
     ("pause, resume", "Stop and restart claiming from a queue.", "`pause.sql`, `resume.sql`, `pgq queue`"),
     ("purge", "Delete waiting or dead jobs for good.", "`purge.sql`, `purge_dead.sql`"),
     ("retention", "How long each outcome stays in history.", "table `retention`, `pgq queue retention`"),
-    ("tidy", "Forget what has run out: throttles, full buckets, old batches.", "`tidy.sql`"),
+    ("tidy", "Forget what has run out: throttles, full buckets, old batches and tokens.", "`tidy.sql`"),
     ("prune", "Make the partitions of the next days and drop those past their retention.", "`prune.sql`"),
     ("`unique_key`", "At most one live job has this key.", "column `unique_key`"),
     (
@@ -140,6 +140,8 @@ GLOSSARY: tuple[tuple[str, str, str], ...] = (
         "Take the hash of a token away, so that it is refused from then on.",
         "`revoke_token.sql`, `pgq token revoke`",
     ),
+    ("wire", "How our own async connections run a statement: past psycopg's cursor.", "`wire.py`"),
+    ("tag", "A text in the list `tags` of a job's meta, by which lists are narrowed.", "`GET /jobs?tag=`, `pgq job list --tag`"),
     ("bell", "How an enqueue wakes an idle worker: an advisory lock and NOTIFY.", "`worker/bell.py`"),
 )
 

@@ -259,34 +259,11 @@ class Database:
     async def aconnection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
         """The same for async code, from the running loop's pool."""
         with translated():
-            pool = await self._async_pool()
-            connection = await pool.getconn(timeout=self.patience)
+            connection, pool = await self._take()
         try:
             yield connection
         finally:
-            await pool.putconn(connection)
-
-    def run(self, statement: Statement[T]) -> T:
-        """Run one statement in a transaction of its own; a deadlock or serialization failure is said again."""
-        return self._again(
-            lambda own: _run(own.statements if isinstance(own, OwnConnection) else _cursor(own), statement)
-        )
-
-    async def arun(self, statement: Statement[T]) -> T:
-        """The same for async code."""
-        for attempt in range(_MOST_RETRIES):
-            try:
-                with translated():
-                    connection, pool = await self._take()
-                    try:
-                        return await connection.wire.run(statement)
-                    finally:
-                        await self._put_back(connection, pool)
-            except DatabaseError as error:
-                if not _retryable(error) or attempt == _MOST_RETRIES - 1:
-                    raise
-                await asyncio.sleep(_pause(attempt))
-        raise AssertionError  # pragma: no cover
+            await self._put_back(connection, pool)
 
     async def _take(self) -> tuple[OwnAsyncConnection, AsyncConnectionPool[OwnAsyncConnection]]:
         """As :meth:`_take_sync`."""
@@ -306,6 +283,16 @@ class Database:
             kept.append((connection, pool))
         else:
             await pool.putconn(connection)
+
+    def run(self, statement: Statement[T]) -> T:
+        """Run one statement in a transaction of its own; a deadlock or serialization failure is said again."""
+        return self._again(
+            lambda own: _run(own.statements if isinstance(own, OwnConnection) else _cursor(own), statement)
+        )
+
+    async def arun(self, statement: Statement[T]) -> T:
+        """The same for async code."""
+        return await self._aagain(lambda own: own.wire.run(statement))
 
     def transact(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
         """Do work of several statements in a transaction of its own; it is done again as :meth:`run` does."""
@@ -336,12 +323,15 @@ class Database:
                 threading.Event().wait(_pause(attempt))
         raise AssertionError  # pragma: no cover - the loop returns or raises
 
-    async def _aagain(self, work: Callable[[psycopg.AsyncConnection[Any]], Awaitable[T]]) -> T:
+    async def _aagain(self, work: Callable[[OwnAsyncConnection], Awaitable[T]]) -> T:
         for attempt in range(_MOST_RETRIES):
             try:
                 with translated():
-                    async with self.aconnection() as connection:
+                    connection, pool = await self._take()  # not aconnection(): it would be a fifth of a short statement
+                    try:
                         return await work(connection)
+                    finally:
+                        await self._put_back(connection, pool)
             except DatabaseError as error:
                 if not _retryable(error) or attempt == _MOST_RETRIES - 1:
                     raise

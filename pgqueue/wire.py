@@ -8,14 +8,14 @@ are few, known, and said by the thousand. The exchange is libpq's: https://www.p
 from __future__ import annotations
 
 import asyncio
-import re
-from functools import cache
 from itertools import count
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from psycopg import errors, generators
 from psycopg.adapt import PyFormat, Transformer
 from psycopg.pq import ConnStatus, ExecStatus, Format
+
+from pgqueue.sql import numbered
 
 if TYPE_CHECKING:
     import psycopg
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _MOST_PREPARED: Final = 100  # statements of one connection; as psycopg
-_PLACEHOLDER: Final = re.compile(r"%(?:\((\w+)\)s|%)")
 _CANCEL_PATIENCE: Final = 5.0
 _LOOK: Final = 0.2  # seconds; an event loop may not tell that a socket has failed (libuv stops watching it)
 
@@ -43,9 +42,8 @@ class Wire:
         self._pgconn = connection.pgconn
         self._loop = asyncio.get_running_loop()
         self._adapt = Transformer(connection)
-        self._known: dict[
-            tuple[str, tuple[int, ...]], bytes | int
-        ] = {}  # a name when prepared, else how often it was said
+        # by a statement and the types of its parameters: its name when it is prepared, else how often it was said
+        self._known: dict[tuple[str, tuple[int, ...]], bytes | int] = {}
         self._names = count(1)
         self._answer: asyncio.Future[PGresult] | None = None
         self._last: PGresult | None = None
@@ -58,15 +56,15 @@ class Wire:
             psycopg.Error: what a cursor raises. After an OperationalError without a sqlstate the connection is broken.
         """
         params, adapt = statement.params, self._adapt
-        sql, names = (statement.sql.encode(), ()) if params is None else _numbered(statement.sql)
+        sql, names = (statement.sql, ()) if params is None else numbered(statement.sql)
         values = [params[name] for name in names] if params else []
         sent = adapt.dump_sequence(values, [PyFormat.AUTO] * len(values))
         types = adapt.types or ()
         key = (statement.sql, types)
         known = self._known.get(key, 0)
-        name = known if isinstance(known, bytes) else await self._get_to_know(key, known, sql, types)
+        name = known if isinstance(known, bytes) else await self._get_to_know(key, known, sql.encode(), types)
         if name is None:
-            self._pgconn.send_query_params(sql, sent, types, adapt.formats, Format.BINARY)
+            self._pgconn.send_query_params(sql.encode(), sent, types, adapt.formats, Format.BINARY)
         else:
             self._pgconn.send_query_prepared(name, sent, adapt.formats, Format.BINARY)
         result = await self._result()
@@ -155,20 +153,3 @@ class Wire:
         except BaseException:
             self._pgconn.finish()
             raise
-
-
-@cache
-def _numbered(sql: str) -> tuple[bytes, tuple[str, ...]]:
-    """``%(name)s`` as ``$1``, which is how PostgreSQL wants it, and the names in order."""
-    names: list[str] = []
-
-    def number(found: re.Match[str]) -> str:
-        name = found[1]
-        if name is None:
-            return "%"
-        if name not in names:
-            names.append(name)
-        return f"${names.index(name) + 1}"
-
-    text = _PLACEHOLDER.sub(number, sql)
-    return text.encode(), tuple(names)

@@ -22,7 +22,7 @@ from pgqueue.errors import (
     JobNotFoundError,
     SchemaError,
 )
-from pgqueue.integrations.asyncpg import _numbered
+from pgqueue.sql import numbered
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -193,7 +193,6 @@ async def test_the_sync_call_is_a_clear_type_error(greet, connection, dsn):
 
 
 def test_placeholders_are_numbered_once_per_name():
-    assert _numbered("a %(x)s %(y)s::jsonb %(x)s 100%% %(z)s::text[]", True) == (
-        "a $1 $2::text::jsonb $1 100% $3::text[]", ("x", "y", "z"),
-    )  # fmt: skip
-    assert _numbered("100% %(x)s", False) == ("100% %(x)s", ())
+    sql = "a %(x)s %(y)s::jsonb %(x)s 100%% %(z)s::text[] %(w)s::jsonb[]"
+    assert numbered(sql) == ("a $1 $2::jsonb $1 100% $3::text[] $4::jsonb[]", ("x", "y", "z", "w"))
+    assert numbered(sql, json_as_text=True)[0] == "a $1 $2::text::jsonb $1 100% $3::text[] $4::jsonb[]"

@@ -5,7 +5,6 @@ The tables are empty, skewed and large; the planner's statistics are those of an
 
 from __future__ import annotations
 
-import re
 import struct
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pgqueue import statements
 from pgqueue.bigints import Bigints
 from pgqueue.job import JobFilter, JobSpec
 from pgqueue.outcome import Outcome
+from pgqueue.sql import numbered
 from pgqueue.statements import Lanes
 from pgqueue.worker.link import PINNED
 
@@ -60,6 +60,7 @@ class Plan:
 
     @property
     def buffers(self) -> int:
+        """What the statement touched, but for CTEs that write and are not read: see :meth:`walks`."""
         return int(self.root["Shared Hit Blocks"] + self.root["Shared Read Blocks"])
 
     def scans(self, relation: str) -> set[tuple[str, str | None]]:
@@ -101,14 +102,7 @@ class Explainer(Peer):
 
     def prepare(self, statement: Statement[Any]) -> str:
         """Prepare it under a name of its own; the names of its parameters come along, in their order."""
-        names: list[str] = []
-
-        def number(match: re.Match[str]) -> str:
-            if match[1] not in names:
-                names.append(match[1])
-            return f"${names.index(match[1]) + 1}"
-
-        sql = re.sub(r"%\((\w+)\)s", number, statement.sql).replace("%%", "%")
+        sql, names = numbered(statement.sql)
         self._count += 1
         self.sql(f"PREPARE s{self._count} AS {sql}")
         return f"s{self._count}" + (f"({', '.join(f'%({name})s' for name in names)})" if names else "")
