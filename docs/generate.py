@@ -141,7 +141,7 @@ GLOSSARY: tuple[tuple[str, str, str], ...] = (
         "`revoke_token.sql`, `pgq token revoke`",
     ),
     ("wire", "How our own async connections run a statement: past psycopg's cursor.", "`wire.py`"),
-    ("tag", "A text in the list `tags` of a job's meta, by which lists are narrowed.", "`GET /jobs?tag=`, `pgq job list --tag`"),
+    ("tag", "A text in the list `tags` of a job's meta; lists are narrowed by it.", "`?tag=`, `pgq job list --tag`"),
     ("bell", "How an enqueue wakes an idle worker: an advisory lock and NOTIFY.", "`worker/bell.py`"),
 )
 

@@ -178,7 +178,7 @@ async def test_one_that_the_server_closed_meanwhile_is_replaced(dsn: str, peer: 
     assert await database.arun(ask("SELECT 1")) == [(1,)]
     for _ in range(3):
         peer.sql(f"SELECT pg_terminate_backend(pid) {OTHERS}")
-        while peer.sql(f"SELECT pid {OTHERS}"):
+        while peer.sql(f"SELECT pid {OTHERS}"):  # noqa: ASYNC110 - the server tells nobody
             await asyncio.sleep(0.01)
         assert await database.arun(ask("SELECT 1")) == [(1,)]
     await database.aclose()
