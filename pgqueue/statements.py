@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Row = tuple[Any, ...]
-FEW: Final = 16  # jobs that enqueue_few.sql inserts for less than submit_many.sql does
 MOST_LOOKED_AT: Final = 10_000  # jobs that one statement of a list reads, whatever it finds among them
 COLUMNS: Final = 11  # of a claimed job; claim_managed.sql answers its group_key, too
 
@@ -284,15 +283,10 @@ def submit_many(
 
 
 def submit_together(specs: Sequence[JobSpec], *, schema: str) -> Statement[list[Submitted]]:
-    """Insert plain jobs of several callers, all or none, in the cheapest way for their number.
-
-    Of a few an error does not say which one it is about.
-    """
-    if len(specs) > FEW:
-        return submit_many(specs, schema=schema)
+    """Insert plain jobs of several callers, all or none; an error does not say which one it is about."""
     jobs = orjson.dumps([_as_arguments(spec) for spec in specs]).decode()
     return Statement(
-        load("enqueue_few", schema), {"jobs": jobs}, lambda rows: [Submitted(row[0], created=True) for row in rows]
+        load("enqueue_together", schema), {"jobs": jobs}, lambda rows: [Submitted(row[0], created=True) for row in rows]
     )
 
 
@@ -638,6 +632,15 @@ def next_due(lanes: Lanes, tasks: list[str] | None, *, schema: str) -> Statement
         "tasks": tasks,
     }  # fmt: skip
     return Statement(load("next_due", schema), params, lambda rows: Ahead(*rows[0]))
+
+
+def look_behind(lanes: Lanes, tasks: list[str] | None, *, schema: str) -> Statement[list[tuple[str, int, float, int]]]:
+    """What lies before the lanes' marks and could be claimed: queue, priority, run_at and id of the first of each."""
+    params = {
+        "queues": lanes.queues, "priorities": lanes.priorities, "mark_ats": lanes.mark_ats, "mark_ids": lanes.mark_ids,
+        "tasks": tasks,
+    }  # fmt: skip
+    return Statement(load("look_behind", schema), params, list)
 
 
 def finish(

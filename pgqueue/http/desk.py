@@ -180,7 +180,7 @@ class Desk:
     def _counter(self, queues: tuple[str, ...], lease: timedelta) -> Counter:
         key = (queues, lease)
         found = self._counters.pop(key, None) or Counter(
-            self, Claims(self._link, list(queues), None, schema=self._schema), self._leases, queues, lease, self._poll
+            self, self._link, self._leases, self._schema, queues, lease, self._poll
         )
         self._counters[key] = found  # the last one is the latest used
         if len(self._counters) > _MOST_COUNTERS:
@@ -193,13 +193,14 @@ class Counter:
     """The clients that wait for jobs of the same queues and the same length of lease; and the loop that serves them."""
 
     def __init__(
-        self, desk: Desk, claims: Claims, leases: Leases, queues: tuple[str, ...], lease: timedelta, poll: float
-    ) -> None:
+        self, desk: Desk, link: Runner, leases: Leases, schema: str, queues: tuple[str, ...], lease: timedelta,
+        poll: float,
+    ) -> None:  # fmt: skip
         self.queues = queues
         self.waiters: deque[Waiter] = deque()
         self.kick = asyncio.Event()
         self._desk = desk
-        self._claims = claims
+        self._claims = Claims(link, list(queues), None, schema=schema, beside=link, found=self.kick.set)
         self._leases = leases
         self._lease = lease
         self._poll = poll
@@ -241,9 +242,11 @@ class Counter:
         self.kick.set()
         if self._task is not None:
             await asyncio.wait([self._task])
+        await self._claims.stop()
 
     async def _serve(self) -> None:
         """While somebody waits: claim, hand out, sleep until there may be more."""
+        self._claims.marks.set_clock(self._leases.clock())
         while self.waiters:
             self.kick.clear()
             here = list(self.waiters)

@@ -95,6 +95,10 @@ class Leases:
         """Ask the server what time it is: leases run by its clock."""
         self._clock_offset = await self._link.arun(statements.clock(schema=self._schema)) - time.monotonic()
 
+    def clock(self) -> float:
+        """The server's, in seconds since 1970, as it is now."""
+        return time.monotonic() + self._clock_offset
+
     def until(self, began: float, lease: timedelta) -> datetime:
         """When a lease ends that was asked for at that monotonic time: never later than it really does."""
         return datetime.fromtimestamp(began + self._clock_offset, UTC) + lease

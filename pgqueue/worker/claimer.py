@@ -57,6 +57,7 @@ class Claimer:
     def __init__(
         self,
         link: Link,
+        beside: Link,
         hand: Hand,
         executor: Executor,
         bell: Bell,
@@ -73,7 +74,10 @@ class Claimer:
         meter: Meter | None,
     ) -> None:
         self._link = link
-        self._claims = Claims(self, queues, tasks, schema=schema, claimed=None if meter is None else meter.claimed)
+        self._claims = Claims(
+            self, queues, tasks, schema=schema, beside=beside, found=bell.rung.set,
+            claimed=None if meter is None else meter.claimed,
+        )  # fmt: skip
         self._hand = hand
         self._executor = executor
         self._bell = bell
@@ -92,6 +96,12 @@ class Claimer:
 
     async def loop(self) -> None:
         """Until the worker stops."""
+        try:
+            await self._claim_on()
+        finally:
+            await self._claims.stop()
+
+    async def _claim_on(self) -> None:
         while not self._stopping.is_set():
             self._vitals.expect(CLAIMER, self._patience)
             self._executor.hungry.clear()

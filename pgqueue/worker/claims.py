@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import math
 import random
@@ -12,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 import psycopg
 
 from pgqueue import statements
+from pgqueue.errors import PgqueueError
 from pgqueue.worker.link import LOST, RETRYABLE
 from pgqueue.worker.marks import FullScans, Managed, Marks
 
@@ -20,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from pgqueue.connection import Runner
-    from pgqueue.statements import Row
+    from pgqueue.statements import Lanes, Row
 
     # What takes the rows of one lease: rows, its token, whether they go before what was taken earlier.
     Take = Callable[[list[Row], int, bool], object]
@@ -41,6 +44,8 @@ class Claims:
         queues: where to look.
         tasks: the names that may be claimed; None: all.
         schema: the queue's.
+        beside: what runs a long look while claims go on.
+        found: is called when such a look has found something to claim.
         claimed: is told of each claim how long it took, in seconds, and how many jobs it got.
     """
 
@@ -51,9 +56,13 @@ class Claims:
         tasks: list[str] | None,
         *,
         schema: str,
+        beside: Runner,
+        found: Callable[[], object],
         claimed: Callable[[float, int], object] | None = None,
     ) -> None:
         self._link = link
+        self._beside = beside
+        self._found = found
         self._queues = queues
         self._tasks = tasks
         self._schema = schema
@@ -64,6 +73,7 @@ class Claims:
         self.more = False  # one of them gave as much as it was asked for
         self._managed_at = -math.inf
         self._full_scans = FullScans()
+        self._looking: asyncio.Task[None] | None = None
 
     async def claim(
         self,
@@ -118,7 +128,7 @@ class Claims:
     async def ahead(self) -> statements.Ahead | None:
         """What is to come; None when it is something that was not looked into."""
         began = time.monotonic()
-        full = self._full_scans.due
+        full = self._from_the_start()
         lanes = self.marks.lanes(full=full, turn=0)
         ahead = await self._link.arun(statements.next_due(lanes, self._tasks, schema=self._schema))
         if full and not ahead.ready:  # else the claim has to look from the start, too
@@ -126,6 +136,39 @@ class Claims:
         known = set(self.managed)
         self._know_managed(ahead.managed)
         return ahead if known.issuperset(ahead.managed) else None
+
+    def _from_the_start(self) -> bool:
+        """Whether the next look is to be one from the start of the lanes, in which the marks play no part.
+
+        When that takes long, as when a held snapshot keeps the dead, it is made beside the others, and nobody waits.
+        """
+        if not self._full_scans.due:
+            return False
+        if not (self._full_scans.dear and self.marks.some):
+            return True
+        if self._looking is None or self._looking.done():
+            lanes = self.marks.lanes(full=False, turn=0)
+            self._looking = asyncio.create_task(self._look_behind(lanes))
+        return False
+
+    async def _look_behind(self, lanes: Lanes) -> None:
+        began = time.monotonic()
+        try:
+            behind = await self._beside.arun(statements.look_behind(lanes, self._tasks, schema=self._schema))
+        except (psycopg.Error, PgqueueError, OSError) as error:
+            log.debug("the look behind the marks failed, it will be made again: %s", error)
+            behind = []
+        self._full_scans.made(began, full=True, short=True)
+        if behind:
+            self.marks.take_back(behind)
+            self._found()
+
+    async def stop(self) -> None:
+        """End a look that is under way."""
+        if self._looking is not None:
+            self._looking.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._looking
 
     def _know_managed(self, queues: list[str]) -> None:
         """A queue in which jobs with keys come and go is not forgotten at once."""
@@ -178,7 +221,7 @@ class Claims:
 
     async def _claim_plain(self, limit: int, take: Take, lease: timedelta, worker: str) -> int:
         began = time.monotonic()
-        full = self._full_scans.due
+        full = self._from_the_start()
         token = secrets.randbits(62) + 1
         lanes = self.marks.lanes(full=full, turn=self.turn)
         claim = statements.claim(lanes, self._tasks, limit, token, lease, worker, schema=self._schema)

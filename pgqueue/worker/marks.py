@@ -16,6 +16,7 @@ _PRIORITIES: Final = tuple(range(10))
 _LAG: Final = 0.25  # seconds: producers whose transactions last this long are still seen by marked scans
 _FULL_SCAN_SHARE: Final = 100  # a scan from the start takes at most a hundredth of the time …
 _FULL_SCAN_EVERY: Final = 1.0  # … and while marked claims come back full, one a second is enough
+_DEAR: Final = 0.005  # seconds: one that takes longer is made beside the claims, as a held snapshot makes it
 _MOST_HINTS: Final = 500
 
 
@@ -26,6 +27,7 @@ class Marks:
         self._queues = len(queues)
         self._lanes = [(queue, priority) for priority in _PRIORITIES for queue in queues]
         self._marks: dict[tuple[str, int], tuple[float, int]] = {}
+        self._back: dict[tuple[str, int], tuple[float, int]] = {}
         self._clock_offset: float | None = None
 
     def set_clock(self, server: float) -> None:
@@ -39,6 +41,8 @@ class Marks:
 
     def lanes(self, *, full: bool, turn: int) -> Lanes:
         """Where the next claim looks; queues of one priority take turns at being first."""
+        self._marks.update(self._back)
+        self._back.clear()
         lanes = self._lanes
         if (width := len(lanes) // len(_PRIORITIES)) > 1:
             lanes = [lanes[p * width + (i + turn) % width] for p in _PRIORITIES for i in range(width)]
@@ -74,6 +78,16 @@ class Marks:
             if lane not in self._marks or self._marks[lane] < mark:
                 self._marks[lane] = mark
 
+    @property
+    def some(self) -> bool:
+        """Whether any lane has a mark."""
+        return bool(self._marks)
+
+    def take_back(self, found: list[tuple[str, int, float, int]]) -> None:
+        """Something lies before a mark: the next claim begins there. One that is under way began elsewhere."""
+        for queue, priority, run_at, job_id in found:
+            self._back[queue, priority] = (run_at, job_id - 1)
+
 
 class FullScans:
     """When to look through the lanes from their start: what that costs, claims and looks alike, sets how often.
@@ -90,6 +104,11 @@ class FullScans:
     def due(self) -> bool:
         """Whether the next scan may be a full one."""
         return time.monotonic() >= self._at
+
+    @property
+    def dear(self) -> bool:
+        """Whether the last one took so long that a claim should not wait for it."""
+        return self._cost > _DEAR
 
     def made(self, began: float, *, full: bool, short: bool) -> None:
         """A scan that began then has ended; ``short``: it has found less than it was to find."""

@@ -177,6 +177,7 @@ class Worker:
             Link(dsn, "finishing", longest, lock_timeout="1s"),
             Link(dsn, "sweeping", longest, lock_timeout="1s"),
             Link(dsn, "scheduling", longest, lock_timeout="1s"),  # opened when a tick is near
+            Link(dsn, "looking behind", longest),  # opened when a held snapshot makes looks from the start take long
         ]
         self.meter = make_meter(app, self._monitor.numbers, lambda: self.claimer.clock_offset)
         self.finisher = Finisher(self._links[1], self.hand, app.schema)
@@ -197,7 +198,7 @@ class Worker:
             vitals=self.vitals,
         )  # fmt: skip
         self.claimer = Claimer(
-            self._links[0], self.hand, self.executor, self.bell,
+            self._links[0], self._links[4], self.hand, self.executor, self.bell,
             behind=lambda: self.finisher.behind, schema=app.schema, worker=self.name, queues=self.queues,
             tasks=None if self._catch_all is not None else sorted(app.tasks),
             lease=self.lease, poll=self.poll, stopping=self._stopping, vitals=self.vitals, meter=self.meter,

@@ -201,6 +201,15 @@ def test_next_due_probes_each_lane_twice(peer: Explainer):
     assert plan.buffers <= 20 + 14 * len(LANES)
 
 
+def test_a_look_behind_the_marks_goes_by_lane_and_ends_at_the_first(peer: Explainer):
+    lanes = whole(["hot"])
+    lanes.mark_ats[:], lanes.mark_ids[:] = [4e9] * len(lanes.queues), [0] * len(lanes.queues)
+    plan = peer.explain(statements.look_behind(lanes, ["t"], schema=SCHEMA))
+    assert plan.indexes("jobs") == {"jobs_claim"}
+    assert plan.walks("jobs") == []
+    assert plan.buffers <= 20 + 7 * len(LANES)
+
+
 def test_finish_goes_by_id(peer: Explainer):
     claim = peer.claim(BATCH, queues=["hot"])
     verdicts = ["completed", "dead", "cancelled", "retry", "snooze", "release"]

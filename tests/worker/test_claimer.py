@@ -7,9 +7,10 @@ import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 
-from pgqueue.worker.marks import Marks
+from pgqueue.worker.marks import FullScans, Marks
 from worker.support import TERMINATE_ALL, execute, in_state, make_app, query, until, working
 
 if TYPE_CHECKING:
@@ -280,9 +281,10 @@ def test_queues_of_one_priority_take_turns_at_being_first() -> None:
     assert marks.lanes(full=True, turn=1).priorities == sorted(3 * list(range(10)))
 
 
-async def test_an_idle_worker_looks_through_dead_rows_for_a_small_share_of_its_time(app: App) -> None:
-    """A held snapshot makes a look from the start dear; those behind the marks stay cheap, and are most of them."""
-    looks: list[bool] = []
+async def test_looks_from_the_start_that_take_long_are_made_beside_the_others(app: App) -> None:
+    """A held snapshot makes them dear: nobody waits for one, and they are few."""
+    looks: list[float | None] = []  # the marks they began behind
+    beside: list[float | None] = []
 
     @app.task
     async def note() -> None:
@@ -291,14 +293,48 @@ async def test_an_idle_worker_looks_through_dead_rows_for_a_small_share_of_its_t
     async with working(app, poll=timedelta(milliseconds=20)) as worker:
         await until(lambda: worker.claimer._claims.marks._clock_offset is not None, "it can set marks")
         await in_state(await note.enqueue(), "completed")
-        link, send = worker._links[0], worker._links[0].arun
+        claiming, looking = worker._links[0], worker._links[4]
+        send, send_beside = claiming.arun, looking.arun
 
         async def dear(statement: Any) -> Any:
             if "ready AS" in statement.sql:
-                looks.append(statement.params["mark_ats"][5] is None)
-                await asyncio.sleep(0.05 if looks[-1] else 0)
+                looks.append(statement.params["mark_ats"][5])
+                await asyncio.sleep(0 if looks[-1] else 0.05)
             return await send(statement)
 
-        link.arun = dear  # type: ignore[method-assign]
-        await until(lambda: True in looks and len(looks) > looks.index(True) + 10, "it has looked on after a dear one")
-    assert sum(looks[looks.index(True) :]) <= 3
+        async def dear_beside(statement: Any) -> Any:
+            beside.append(statement.params["mark_ats"][5])
+            await asyncio.sleep(0.05)
+            return await send_beside(statement)
+
+        claiming.arun, looking.arun = dear, dear_beside  # type: ignore[method-assign]
+        await until(lambda: beside, "it has looked from the start beside the others")
+        here = len(looks)
+        await until(lambda: len(looks) > here + 20, "it has looked on")
+    assert looks.count(None) <= 1, "once it was dear, it is made beside"
+    assert None not in beside
+    assert len(beside) <= 3
+
+
+async def test_what_a_look_beside_the_claims_finds_is_claimed(
+    dsn: str, app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No claim begins at the start here, once there is a mark: only the look behind the marks can find these jobs."""
+    monkeypatch.setattr(FullScans, "dear", True)
+    ran: list[int] = []
+
+    @app.task
+    async def note(number: int) -> None:
+        ran.append(number)
+
+    async with working(app, slots=2) as worker:
+        marks = worker.claimer._claims.marks
+        await until(lambda: marks.clock_offset is not None, "it can set marks")
+        async with await psycopg.AsyncConnection.connect(dsn) as late:
+            jobs = [await note.using(late).enqueue(number=number) for number in range(1, 31)]
+            await asyncio.sleep(0.4)
+            await in_state(await note.enqueue(number=0), "completed")
+            assert marks.some
+        for job in jobs:
+            await in_state(job, "completed")
+    assert sorted(ran) == list(range(31))
