@@ -1030,6 +1030,45 @@ $function$;
     GRANT X TO pgqueue_producer
     GRANT X TO pgqueue_worker
 
+CREATE OR REPLACE FUNCTION pgqueue.enqueue_together(jobs jsonb)
+ RETURNS SETOF bigint
+ LANGUAGE plpgsql
+ SECURITY DEFINER
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+DECLARE
+    ids bigint[];
+    queues text[];
+BEGIN
+    WITH landed AS (
+        INSERT INTO pgqueue.jobs AS j (task, payload, queue, priority, run_at, max_attempts, timeout, meta)
+        SELECT r.task, given.payload, given.queue, given.priority,
+            CASE WHEN e.item - '{task,payload,queue,priority,delay,run_at,max_attempts,timeout,meta}'::text[] <> '{}' THEN
+                     pgqueue.refuse_options(e.item)
+                 WHEN pgqueue.acceptable(r.task, given.payload, given.queue, given.priority, pgqueue.due(r.delay, r.run_at),
+                     given.max_attempts, r.timeout, NULL, r.meta) THEN pgqueue.due(r.delay, r.run_at)
+                 ELSE pgqueue.reject(r.task, given.payload, given.queue, given.priority, r.delay, r.run_at, given.max_attempts, r.timeout,
+                     NULL, r.meta) END,
+            given.max_attempts, r.timeout, r.meta
+        FROM jsonb_array_elements(jobs) WITH ORDINALITY AS e(item, nth)
+        CROSS JOIN LATERAL jsonb_to_record(e.item) AS r(task text, queue text, priority integer, delay interval, run_at timestamptz,
+            max_attempts integer, timeout interval, meta jsonb)
+        CROSS JOIN LATERAL (SELECT coalesce(e.item -> 'payload', '{}') AS payload, coalesce(r.queue, 'default') AS queue,
+            coalesce(r.priority, 5) AS priority, coalesce(r.max_attempts, 10) AS max_attempts) AS given
+        ORDER BY e.nth
+        RETURNING j.id, j.queue, j.run_at
+    )
+    SELECT array_agg(l.id ORDER BY l.id), array_agg(DISTINCT l.queue) FILTER (WHERE l.run_at <= now() + interval '1 minute')
+    INTO ids, queues
+    FROM landed l;
+    PERFORM pgqueue.ring(q) FROM unnest(queues) q;
+    RETURN QUERY SELECT unnest(ids);
+END $function$;
+-- pgqueue.enqueue_together(jsonb)
+    GRANT X TO pgqueue_admin
+    GRANT X TO pgqueue_producer
+    GRANT X TO pgqueue_worker
+
 CREATE OR REPLACE FUNCTION pgqueue.find_token(hash bytea)
  RETURNS SETOF pgqueue.tokens
  LANGUAGE plpgsql
@@ -1552,8 +1591,20 @@ BEGIN
 END $function$;
 -- pgqueue.refuse_cycle(bigint,bigint[])
 
+CREATE OR REPLACE FUNCTION pgqueue.refuse_options(item jsonb)
+ RETURNS timestamp with time zone
+ LANGUAGE plpgsql
+ SET search_path TO 'pg_catalog', 'pg_temp'
+AS $function$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+        MESSAGE = format('these are for pgqueue.submit_many: %s', (SELECT string_agg(key, ', ') FROM jsonb_object_keys(
+            item - '{task,payload,queue,priority,delay,run_at,max_attempts,timeout,meta}'::text[]) AS key));
+END $function$;
+-- pgqueue.refuse_options(jsonb)
+
 CREATE OR REPLACE FUNCTION pgqueue.reject(task text, payload jsonb, queue text, priority integer, delay interval, run_at timestamp with time zone, max_attempts integer, timeout interval, unique_key text, meta jsonb, place text DEFAULT ''::text)
- RETURNS void
+ RETURNS timestamp with time zone
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$

@@ -34,6 +34,7 @@ PRODUCER = {
     "enqueue": statements.enqueue(SPEC, schema=S),
     "enqueue unique": statements.enqueue(JobSpec.make("t", unique_key="k"), schema=S),
     "enqueue_many": statements.enqueue_many([SPEC, SPEC], schema=S),
+    "enqueue_together": statements.submit_together([SPEC, SPEC], schema=S),
     "enqueue grouped": statements.submit(JobSpec.make("t", group_key="g"), schema=S),
     "create_batch": statements.create_batch("b", schema=S),
 }
@@ -153,7 +154,7 @@ def test_only_the_worker_and_the_admin_may_copy_into_the_table(
         pass
 
 
-_PRODUCE = {"enqueue", "enqueue_many", "submit", "submit_many", "create_batch"}
+_PRODUCE = {"enqueue", "enqueue_together", "enqueue_many", "submit", "submit_many", "create_batch"}
 _LOOK = {"tokens_now", "related", "autoscale"}
 _WORK = {"bell_key", "ring", "prune", "claim_managed", "settle", "tidy",
          "tick", "declare_schedules", "forget_ticks", "find_token", "has_tokens"}  # fmt: skip
@@ -293,7 +294,8 @@ def test_functions_tables_and_types_of_the_callers_own_are_inert(
         SET search_path = pg_temp, evil, pg_catalog""")
     job_id = caller.execute("SELECT pgqueue.enqueue('t', pg_catalog.jsonb '{}', delay => '0'::pg_catalog.interval)")
     ids = {job_id.fetchone()[0]}
-    ids |= {i for (i,) in caller.execute("""SELECT pgqueue.enqueue_many('[{"task": "t", "delay": "0"}]')""")}
+    for name in ("enqueue_many", "enqueue_together"):
+        ids |= {i for (i,) in caller.execute(f"""SELECT pgqueue.{name}('[{{"task": "t", "delay": "0"}}]')""")}
     if role == "pgqueue_worker":
         caller.execute("SELECT pgqueue.prune(1)")
     if role == "pgqueue_admin":

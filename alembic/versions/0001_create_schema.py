@@ -25,7 +25,8 @@ def downgrade() -> None:
         DROP TABLE pgqueue.ticks, pgqueue.schedules;
         DROP FUNCTION pgqueue.on_schedule_edit;
         DROP FUNCTION pgqueue.bell_key, pgqueue.ring, pgqueue.fits, pgqueue.acceptable, pgqueue.due, pgqueue.reject,
-            pgqueue.check_options, pgqueue.submit, pgqueue.submit_one, pgqueue.submit_many, pgqueue.submit_each,
+            pgqueue.refuse_options, pgqueue.enqueue_together, pgqueue.check_options,
+            pgqueue.submit, pgqueue.submit_one, pgqueue.submit_many, pgqueue.submit_each,
             pgqueue.create_batch, pgqueue.enqueue, pgqueue.enqueue_many, pgqueue.tokens_now, pgqueue.limit_queue,
             pgqueue.claim_managed, pgqueue.pick_lanes, pgqueue.pick_lines, pgqueue.starters, pgqueue.key_tokens,
             pgqueue.unmet, pgqueue.lock_upstream, pgqueue.grow_batch, pgqueue.waits_for, pgqueue.refuse_cycle,

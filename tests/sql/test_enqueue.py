@@ -38,6 +38,10 @@ def many(peer: Peer, *given: Any) -> list[int]:
     return [job_id for (job_id,) in peer.sql("SELECT pgqueue.enqueue_many(%s::jsonb)", json.dumps(given))]
 
 
+def together(peer: Peer, *given: Any) -> list[int]:
+    return [job_id for (job_id,) in peer.sql("SELECT pgqueue.enqueue_together(%s::jsonb)", json.dumps(given))]
+
+
 # -- one -------------------------------------------------------------------------------------------------------------
 
 
@@ -231,6 +235,7 @@ RINGERS: dict[str, Callable[[Peer], Any]] = {
     "enqueue": lambda peer: peer.enqueue(queue="q"),
     "enqueue unique": lambda peer: peer.enqueue(queue="q", unique_key="k"),
     "enqueue_many": lambda peer: many(peer, {"task": "t", "queue": "q"}, {"task": "t", "queue": "q"}),
+    "enqueue_together": lambda peer: together(peer, {"task": "t", "queue": "q"}, {"task": "t", "queue": "q"}),
     "ring": lambda peer: peer.sql("SELECT pgqueue.ring('q')"),
 }
 
@@ -256,6 +261,7 @@ def test_a_job_that_is_due_later_than_a_sleep_rings_no_bell(one: Peer, two: Peer
     two.value(BELL, "default")
     one.enqueue(delay=90)
     many(one, {"task": "t", "delay": "90s"})
+    together(one, {"task": "t", "delay": "90s"}, {"task": "t", "queue": "other"})
     assert heard(two) == []
     one.enqueue(delay=50)
     assert heard(two) == ["default"]
@@ -471,3 +477,61 @@ def test_a_large_batch_lands_whole(one: Peer, dsn: str):
     ids = many(one, *({"task": "t", "payload": n} for n in range(5000)))
     assert ids == sorted(set(ids))
     invariants.check(dsn, ids)
+
+
+# -- of several callers ----------------------------------------------------------------------------------------------
+
+STORED = """
+    run_at - now(), task, payload, queue, priority, max_attempts, timeout, meta, state, attempt, unique_key, group_key,
+    lease_token, lease_until, has_followers, batch_id, depends_on, place, due_at
+"""
+
+
+def test_what_goes_together_is_stored_as_by_enqueue(one: Peer):
+    full = {
+        "payload": {"a": [1]}, "queue": "q", "priority": 0, "delay": "1 hour", "max_attempts": 3, "timeout": "5 s",
+        "meta": {"m": 1},
+    }  # fmt: skip
+    one.begin()
+    ids = together(one, {"task": "t"}, {"task": "t", **full}, {"task": "t", "payload": None, "queue": None})
+    ids.append(one.value("SELECT pgqueue.enqueue('t')"))
+    ids.append(
+        one.value("""SELECT pgqueue.enqueue('t', '{"a": [1]}', 'q', 0, '1 hour', NULL, 3, '5 s', meta => '{"m": 1}')""")
+    )
+    ids.append(one.value("SELECT pgqueue.enqueue('t', 'null')"))
+    stored = dict(one.sql(f"SELECT id, ROW({STORED})::text FROM pgqueue.jobs"))
+    one.commit()
+    assert [stored[job_id] for job_id in ids[:3]] == [stored[job_id] for job_id in ids[3:]]
+
+
+def test_many_that_go_together_are_answered_in_their_order(one: Peer, dsn: str):
+    ids = together(one, *({"task": f"t{n}", "priority": n % 10} for n in range(500)))
+    assert dict(one.sql("SELECT id, task FROM pgqueue.jobs")) == {job_id: f"t{n}" for n, job_id in enumerate(ids)}
+    assert together(one) == []
+    invariants.check(dsn, ids)
+
+
+@pytest.mark.parametrize(
+    ("element", "message"),
+    [bad for bad in BAD_ELEMENTS if isinstance(bad[0], dict) and not {"taks", "unique_key"} & bad[0].keys()]
+    + [
+        ({"task": "t", "unique_key": "k"}, "these are for pgqueue.submit_many: unique_key"),
+        (
+            {"task": "t", "depends_on": [1], "group_key": "g"},
+            "these are for pgqueue.submit_many: group_key, depends_on",
+        ),
+    ],
+    ids=json.dumps,
+)
+def test_one_that_is_refused_refuses_all_that_go_together(one: Peer, element: dict[str, Any], message: str):
+    batch = json.dumps([{"task": "t"}, element, {"task": "t"}])
+    assert refused(one, "SELECT pgqueue.enqueue_together(%s::jsonb)", batch) == ("22023", message, None)
+
+
+@pytest.mark.parametrize(
+    "element", [3, None, [], {"task": "t", "priority": "high"}, {"task": "t", "payload": "x" * MIB}]
+)
+def test_what_can_not_be_a_job_refuses_all_that_go_together(one: Peer, element: Any):
+    state, _, _ = refused(one, "SELECT pgqueue.enqueue_together(%s::jsonb)", json.dumps([{"task": "t"}, element]))
+    assert state
+    assert state[:2] in {"22", "54"}

@@ -31,11 +31,12 @@ LANGUAGE sql STABLE PARALLEL SAFE AS $$
                 WHEN run_at IS NULL AND delay >= interval '0' THEN now() + delay END
 $$;
 
--- Say why a job was refused. Called only when the test has failed, so the good path pays nothing.
+-- Say why a job was refused. Called only when the test has failed, so the good path pays nothing. It never returns; its type lets it
+-- stand where a time is expected.
 CREATE FUNCTION pgqueue.reject(
     task text, payload jsonb, queue text, priority integer, delay interval, run_at timestamptz,
     max_attempts integer, timeout interval, unique_key text, meta jsonb, place text DEFAULT ''
-) RETURNS void
+) RETURNS timestamptz
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     IF NOT pgqueue.fits(payload) THEN
@@ -56,6 +57,15 @@ BEGIN
         WHEN jsonb_typeof(meta) <> 'object' THEN 'meta must be a JSON object'
         WHEN pg_column_size(meta) > 65536 THEN 'meta must be at most 65536 bytes'
         ELSE 'run_at must be finite, from 1970 to 9998' END;
+END $$;
+
+-- Refuse what pgqueue.enqueue_together does not know; as reject.
+CREATE FUNCTION pgqueue.refuse_options(item jsonb) RETURNS timestamptz
+LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
+BEGIN
+    RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
+        MESSAGE = format('these are for pgqueue.submit_many: %s', (SELECT string_agg(key, ', ') FROM jsonb_object_keys(
+            item - '{task,payload,queue,priority,delay,run_at,max_attempts,timeout,meta}'::text[]) AS key));
 END $$;
 
 -- Say why an option of pgqueue.submit was refused.
@@ -286,6 +296,40 @@ BEGIN
         END IF;
     END IF;
     RETURN new_id;
+END $$;
+
+-- Plain jobs of several callers in one statement, all or none: a JSON array of objects whose keys are arguments of enqueue, but no keys
+-- of uniqueness or order and no dependencies. Answers the ids, in the order given. One INSERT for all, and no word about which of
+-- them is at fault: submit_many costs up to three times as much, most of it for that and for the options that are not here.
+CREATE FUNCTION pgqueue.enqueue_together(jobs jsonb) RETURNS SETOF bigint
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
+DECLARE
+    ids bigint[];
+    queues text[];
+BEGIN
+    WITH landed AS (
+        INSERT INTO pgqueue.jobs AS j (task, payload, queue, priority, run_at, max_attempts, timeout, meta)
+        SELECT r.task, given.payload, given.queue, given.priority,
+            CASE WHEN e.item - '{task,payload,queue,priority,delay,run_at,max_attempts,timeout,meta}'::text[] <> '{}' THEN
+                     pgqueue.refuse_options(e.item)
+                 WHEN pgqueue.acceptable(r.task, given.payload, given.queue, given.priority, pgqueue.due(r.delay, r.run_at),
+                     given.max_attempts, r.timeout, NULL, r.meta) THEN pgqueue.due(r.delay, r.run_at)
+                 ELSE pgqueue.reject(r.task, given.payload, given.queue, given.priority, r.delay, r.run_at, given.max_attempts, r.timeout,
+                     NULL, r.meta) END,
+            given.max_attempts, r.timeout, r.meta
+        FROM jsonb_array_elements(jobs) WITH ORDINALITY AS e(item, nth)
+        CROSS JOIN LATERAL jsonb_to_record(e.item) AS r(task text, queue text, priority integer, delay interval, run_at timestamptz,
+            max_attempts integer, timeout interval, meta jsonb)
+        CROSS JOIN LATERAL (SELECT coalesce(e.item -> 'payload', '{}') AS payload, coalesce(r.queue, 'default') AS queue,
+            coalesce(r.priority, 5) AS priority, coalesce(r.max_attempts, 10) AS max_attempts) AS given
+        ORDER BY e.nth
+        RETURNING j.id, j.queue, j.run_at
+    )
+    SELECT array_agg(l.id ORDER BY l.id), array_agg(DISTINCT l.queue) FILTER (WHERE l.run_at <= now() + interval '1 minute')
+    INTO ids, queues
+    FROM landed l;
+    PERFORM pgqueue.ring(q) FROM unnest(queues) q;
+    RETURN QUERY SELECT unnest(ids);
 END $$;
 
 -- Many at once: a JSON array of objects whose keys are the arguments of submit, and `after`: the indexes (from 0) of

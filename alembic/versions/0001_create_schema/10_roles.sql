@@ -18,7 +18,7 @@ REVOKE ALL ON ALL FUNCTIONS IN SCHEMA pgqueue FROM PUBLIC;
 REVOKE ALL ON SCHEMA pgqueue FROM PUBLIC;
 GRANT USAGE ON SCHEMA pgqueue TO pgqueue_producer, pgqueue_worker, pgqueue_reader, pgqueue_admin;
 -- The producer: enqueue, and nothing else.
-GRANT EXECUTE ON FUNCTION pgqueue.enqueue, pgqueue.enqueue_many, pgqueue.submit, pgqueue.submit_many, pgqueue.create_batch
+GRANT EXECUTE ON FUNCTION pgqueue.enqueue, pgqueue.enqueue_together, pgqueue.enqueue_many, pgqueue.submit, pgqueue.submit_many, pgqueue.create_batch
     TO pgqueue_producer, pgqueue_worker, pgqueue_admin;
 GRANT SELECT ON pgqueue.alembic_version TO pgqueue_producer;
 -- The reader: every table and view, no verb.
