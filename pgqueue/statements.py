@@ -303,7 +303,7 @@ def create_batch(name: str | None, *, schema: str) -> Statement[int]:
 
 def reserve_ids(count: int, *, schema: str) -> Statement[list[int]]:
     """Draw ids for jobs that will come by COPY."""
-    return Statement(load("reserve_ids", schema), {"count": count}, _column)
+    return Statement(load("reserve_ids", schema), {"count": count}, _scalar)
 
 
 def ring(queues: Sequence[str], *, schema: str) -> Statement[None]:
