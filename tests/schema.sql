@@ -1999,12 +1999,14 @@ CREATE OR REPLACE FUNCTION pgqueue.submit_many(jobs jsonb, batch_id bigint DEFAU
  LANGUAGE plpgsql
  SECURITY DEFINER
  SET search_path TO 'pg_catalog', 'pg_temp'
+ SET enable_seqscan TO 'off'
 AS $function$
 #variable_conflict use_column
 DECLARE
     given pgqueue.jobs[];
     bad record;
     missing integer;
+    keys text[];
     ids bigint[];
     item jsonb;
     fresh bigint[];
@@ -2082,6 +2084,7 @@ BEGIN
     END IF;
 
     INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NULL;
+    keys := ARRAY(SELECT g.unique_key FROM unnest(given) g WHERE g.unique_key IS NOT NULL);
     LOOP
         INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NOT NULL
         ORDER BY g.unique_key COLLATE "C", g.id  -- one order for everybody: two batches of the same keys wait, not deadlock
@@ -2092,7 +2095,8 @@ BEGIN
         FROM (SELECT x.id, x.unique_key, x.nth FROM unnest(given) WITH ORDINALITY AS x(id, run_at, created_at, started_at,
             lease_until, lease_token, state, priority, attempt, max_attempts, cancel_requested, has_followers, pending, queue, task,
             payload, timeout, unique_key, worker, progress, errors, meta, group_key, place, due_at, batch_id, depends_on, last_token, nth)) g
-        LEFT JOIN pgqueue.jobs held ON g.unique_key IS NOT NULL AND held.unique_key = g.unique_key;
+        LEFT JOIN pgqueue.jobs held ON held.unique_key = g.unique_key
+            AND held.unique_key = ANY (keys);  -- and no seqscan: a plan made when the table was empty would walk it for ever
         EXIT WHEN missing = 0;  -- else a holder finished between the two statements: its key is free, try again
     END LOOP;
     PERFORM pgqueue.ring(q.queue)

@@ -228,7 +228,7 @@ class Claims:
         rows = await self._link.arun(claim)
         if self._claimed is not None:
             self._claimed(time.monotonic() - began, len(rows))
-        self._full_scans.made(began, full=full, short=len(rows) < limit)
+        self._full_scans.made(began, full=full, short=len(rows) < limit, claimed=len(rows))
         if rows:
             self.marks.advance(rows)
             take(rows, token, False)

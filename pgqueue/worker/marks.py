@@ -16,7 +16,8 @@ _PRIORITIES: Final = tuple(range(10))
 _LAG: Final = 0.25  # seconds: producers whose transactions last this long are still seen by marked scans
 _FULL_SCAN_SHARE: Final = 100  # a scan from the start takes at most a hundredth of the time …
 _FULL_SCAN_EVERY: Final = 1.0  # … and while marked claims come back full, one a second is enough
-_DEAR: Final = 0.005  # seconds: one that takes longer is made beside the claims, as a held snapshot makes it
+_DEAR: Final = 0.005  # seconds: when one takes longer, as under a held snapshot, the next are made beside the claims …
+_FEW: Final = 16  # … unless it was a claim of more jobs than this, which takes its time for them
 _MOST_HINTS: Final = 500
 
 
@@ -99,22 +100,20 @@ class FullScans:
         self._most = most
         self._at = -math.inf
         self._cost = 0.0
+        self.dear = False  # the last one took so long that no claim should wait for the next
 
     @property
     def due(self) -> bool:
         """Whether the next scan may be a full one."""
         return time.monotonic() >= self._at
 
-    @property
-    def dear(self) -> bool:
-        """Whether the last one took so long that a claim should not wait for it."""
-        return self._cost > _DEAR
-
-    def made(self, began: float, *, full: bool, short: bool) -> None:
+    def made(self, began: float, *, full: bool, short: bool, claimed: int = 0) -> None:
         """A scan that began then has ended; ``short``: it has found less than it was to find."""
         now = time.monotonic()
         if full:
             self._cost = min(now - began, self._most)
+            if claimed <= _FEW:
+                self.dear = self._cost > _DEAR
         if full or short:
             at = now + max(0.0 if short else _FULL_SCAN_EVERY, self._cost * _FULL_SCAN_SHARE)
             self._at = at if full else min(self._at, at)

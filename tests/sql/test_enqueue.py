@@ -504,6 +504,16 @@ def test_what_goes_together_is_stored_as_by_enqueue(one: Peer):
     assert [stored[job_id] for job_id in ids[:3]] == [stored[job_id] for job_id in ids[3:]]
 
 
+def test_what_goes_together_rings_once_for_each_queue_in_which_one_is_due(one: Peer, two: Peer):
+    two.sql('LISTEN "pgqueue.wake"')
+    for queue in ("a", "b", "later"):
+        two.value(BELL, queue)
+    due = [{"task": "t", "queue": queue} for queue in ("a", "b", "a", "nobody sleeps")]
+    later = [{"task": "t", "queue": queue, "delay": "1 hour"} for queue in ("a", "later")]
+    together(one, *due, *later)
+    assert sorted(heard(two)) == ["a", "b"]
+
+
 def test_many_that_go_together_are_answered_in_their_order(one: Peer, dsn: str):
     ids = together(one, *({"task": f"t{n}", "priority": n % 10} for n in range(500)))
     assert dict(one.sql("SELECT id, task FROM pgqueue.jobs")) == {job_id: f"t{n}" for n, job_id in enumerate(ids)}

@@ -365,6 +365,26 @@ def test_what_else_was_planned_on_an_empty_table_is_as_good_on_a_large_one(dsn: 
             assert plan.buffers <= (100 + 60 * BATCH if name == "sweep" else 150), name
 
 
+@pytest.mark.parametrize("name", ["enqueue", "enqueue_together", "submit_many", "submit_many with keys"])
+def test_a_session_that_enqueued_into_an_empty_table_does_not_walk_a_large_one(dsn: str, name: str):
+    """The callers' sessions plan as they like, and keep their plans for as long as nobody analyzes the table."""
+    specs = [JobSpec.make("t", unique_key=f"new{n}" if name.endswith("keys") else None) for n in range(4)]
+    makers: dict[str, Statement[Any]] = {
+        "enqueue": statements.enqueue(JobSpec.make("t", unique_key="new"), schema=SCHEMA),
+        "enqueue_together": statements.submit_together(specs, schema=SCHEMA),
+    }
+    call = makers.get(name) or statements.submit_many(specs, schema=SCHEMA)
+    with Peer(dsn) as peer, Peer(dsn) as other:
+        peer.sql("ALTER TABLE pgqueue.jobs SET (autovacuum_enabled = off)")
+        for _ in range(8):
+            peer.run(call)
+        other.sql(FILLS["large"])
+        peer.run(call)
+        explain = f"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) {call.sql}"
+        ((plan,),) = peer.connection.execute(explain, call.params).fetchall()
+        assert Plan(plan[0]["Plan"]).buffers <= 250
+
+
 # -- how rows are written --------------------------------------------------------------------------------------------
 
 

@@ -320,7 +320,7 @@ async def test_what_a_look_beside_the_claims_finds_is_claimed(
     dsn: str, app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No claim begins at the start here, once there is a mark: only the look behind the marks can find these jobs."""
-    monkeypatch.setattr(FullScans, "dear", True)
+    monkeypatch.setattr(FullScans, "dear", property(lambda _self: True, lambda _self, _value: None), raising=False)
     ran: list[int] = []
 
     @app.task
