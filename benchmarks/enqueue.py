@@ -14,6 +14,7 @@ import psycopg
 from benchmarks import floors
 from benchmarks.harness import Bench, Case, Column, Cost, Measures, Regime, app_on, percentile, specs, workers
 from benchmarks.tasks import QUEUE, TEXT, noop
+from pgqueue import statements
 from pgqueue.settings import Settings
 from pgqueue.worker.supervisor import _loop_factory
 
@@ -185,6 +186,25 @@ def bulk(chunk: int | None, *, copy: bool) -> Callable[[Bench], Measures]:
     return run
 
 
+def gathered(count: int) -> Callable[[Bench], Measures]:
+    """What the async client sends for ``count`` callers that came together, lot after lot."""
+
+    def run(bench: Bench) -> Measures:
+        jobs = specs(bench.size.bulk)
+        with bench.server.database() as database, contextlib.closing(app_on(database)) as app:
+            app.enqueue_many_sync(specs(10))
+            cost = Cost(database, time.process_time)
+            began = time.perf_counter()
+            for first in range(0, len(jobs), count):
+                lot = jobs[first : first + count]
+                app.client.database.run(statements.submit_together(lot, schema="pgqueue"))
+            figures = cost.per_job(len(jobs), time.perf_counter() - began)
+            assert database.value("SELECT count(*) FROM pgqueue.jobs") == len(jobs) + 10
+        return figures
+
+    return run
+
+
 REGIME = Regime(
     "enqueue",
     "Enqueue jobs with a payload of about 100 bytes",
@@ -207,6 +227,9 @@ REGIME = Regime(
         Case("32 clients, a worker at work", many("client", 32, "working"), "32 clients"),
         Case("32 clients, a worker always idle", many("client", 32, "idle"), "32 clients"),
         Case(BULK, floors.copy_bare),
+        Case("enqueue_many, 31 at a time", bulk(31, copy=False), BULK),
+        Case("gathered, 4 at a time", gathered(4), BULK),
+        Case("gathered, 31 at a time", gathered(31), BULK),
         Case("enqueue_many, 1,000 at a time", bulk(1_000, copy=False), BULK),
         Case("COPY, 1,000 at a time", bulk(1_000, copy=True), BULK),
         Case("COPY, all at once", bulk(None, copy=True), BULK),

@@ -327,7 +327,7 @@ class Database:
         for attempt in range(_MOST_RETRIES):
             try:
                 with translated():
-                    connection, pool = await self._take()  # not aconnection(): it would be a fifth of a short statement
+                    connection, pool = await self._take()  # not aconnection(): a tenth of an enqueue
                     try:
                         return await work(connection)
                     finally:

@@ -246,9 +246,9 @@ class Counter:
 
     async def _serve(self) -> None:
         """While somebody waits: claim, hand out, sleep until there may be more."""
-        self._claims.marks.set_clock(self._leases.clock())
         while self.waiters:
             self.kick.clear()
+            self._claims.marks.set_clock(self._leases.clock())
             here = list(self.waiters)
             want = min(sum(waiter.want for waiter in here), _MOST_AT_ONCE)
             try:

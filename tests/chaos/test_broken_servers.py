@@ -107,7 +107,7 @@ def test_connections_terminated_at_random_cost_nothing(story: Story) -> None:
             "SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() ORDER BY 1"
         )]  # fmt: skip
         for pid in chance.sample(pids, k=min(len(pids), 4)):
-            story.query("SELECT pg_terminate_backend(%s)", pid)
+            story.query("SELECT pg_terminate_backend(%s, 10000)", pid)  # and wait: it may be the enqueuer's
         until(lambda done=done: len(story.ledger.entries("end")) > done, "work goes on", story.logs)
     took = story.until_finished()
     print(f"MEASURED finished {took:.1f} s after the last termination")

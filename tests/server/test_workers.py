@@ -11,14 +11,14 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import invariants
+import psycopg
 import pytest
 
+from pgqueue.worker.marks import FullScans
 from server.conftest import Running, check_problem, until
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    import psycopg
 
     from server.conftest import Api
 
@@ -314,6 +314,20 @@ def test_one_of_many_that_dies_loses_its_own_job_only(api: Api):
         time.sleep(0.2)
     assert api.end("ack", one).status_code == 200
     check_problem(api.end("ack", two), 409, "lease_lost")
+
+
+def test_claims_over_http_have_marks_and_what_commits_behind_them_is_found(dsn: str, monkeypatch: pytest.MonkeyPatch):
+    """No claim begins at the start here, once there is a mark: only a look behind the marks can find the job."""
+    monkeypatch.setattr(FullScans, "dear", property(lambda _self: True, lambda _self, _value: None), raising=False)
+    with (running := Running(dsn)) as api, psycopg.connect(dsn) as late:
+        ((job_id,),) = late.execute("SELECT pgqueue.enqueue('http')").fetchall()
+        time.sleep(0.4)  # so long a transaction is open that marks pass over its job
+        first = api.submit(1)
+        assert api.lease(wait=10)["job_id"] == first
+        (counter,) = running.app.state.desk._counters.values()
+        assert counter._claims.marks.some
+        late.commit()
+        assert api.lease(wait=30)["job_id"] == job_id
 
 
 def hang_up_while_waiting(running: Running) -> None:

@@ -365,13 +365,17 @@ def test_what_else_was_planned_on_an_empty_table_is_as_good_on_a_large_one(dsn: 
             assert plan.buffers <= (100 + 60 * BATCH if name == "sweep" else 150), name
 
 
-@pytest.mark.parametrize("name", ["enqueue", "enqueue_together", "submit_many", "submit_many with keys"])
+@pytest.mark.parametrize(
+    "name", ["enqueue", "enqueue_together", "submit", "submit_many", "submit_many with keys", "submit_many in a line"]
+)
 def test_a_session_that_enqueued_into_an_empty_table_does_not_walk_a_large_one(dsn: str, name: str):
     """The callers' sessions plan as they like, and keep their plans for as long as nobody analyzes the table."""
     specs = [JobSpec.make("t", unique_key=f"new{n}" if name.endswith("keys") else None) for n in range(4)]
     makers: dict[str, Statement[Any]] = {
         "enqueue": statements.enqueue(JobSpec.make("t", unique_key="new"), schema=SCHEMA),
         "enqueue_together": statements.submit_together(specs, schema=SCHEMA),
+        "submit": statements.submit(JobSpec.make("t", unique_key="new", unique_for="1h", group_key="g"), schema=SCHEMA),
+        "submit_many in a line": statements.submit_many(specs, after={1: [0], 2: [1]}, schema=SCHEMA),
     }
     call = makers.get(name) or statements.submit_many(specs, schema=SCHEMA)
     with Peer(dsn) as peer, Peer(dsn) as other:

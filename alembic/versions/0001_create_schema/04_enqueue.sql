@@ -60,12 +60,11 @@ BEGIN
 END $$;
 
 -- Refuse what pgqueue.enqueue_together does not know; as reject.
-CREATE FUNCTION pgqueue.refuse_options(item jsonb) RETURNS timestamptz
+CREATE FUNCTION pgqueue.refuse_options(extra jsonb) RETURNS timestamptz
 LANGUAGE plpgsql SET search_path = pg_catalog, pg_temp AS $$
 BEGIN
     RAISE EXCEPTION USING ERRCODE = 'invalid_parameter_value',
-        MESSAGE = format('these are for pgqueue.submit_many: %s', (SELECT string_agg(key, ', ') FROM jsonb_object_keys(
-            item - '{task,payload,queue,priority,delay,run_at,max_attempts,timeout,meta}'::text[]) AS key));
+        MESSAGE = 'these are for pgqueue.submit_many: ' || (SELECT string_agg(key, ', ') FROM jsonb_object_keys(extra) AS key);
 END $$;
 
 -- Say why an option of pgqueue.submit was refused.
@@ -310,8 +309,7 @@ BEGIN
     WITH landed AS (
         INSERT INTO pgqueue.jobs AS j (task, payload, queue, priority, run_at, max_attempts, timeout, meta)
         SELECT r.task, given.payload, given.queue, given.priority,
-            CASE WHEN e.item - '{task,payload,queue,priority,delay,run_at,max_attempts,timeout,meta}'::text[] <> '{}' THEN
-                     pgqueue.refuse_options(e.item)
+            CASE WHEN given.extra <> '{}' THEN pgqueue.refuse_options(given.extra)
                  WHEN pgqueue.acceptable(r.task, given.payload, given.queue, given.priority, pgqueue.due(r.delay, r.run_at),
                      given.max_attempts, r.timeout, NULL, r.meta) THEN pgqueue.due(r.delay, r.run_at)
                  ELSE pgqueue.reject(r.task, given.payload, given.queue, given.priority, r.delay, r.run_at, given.max_attempts, r.timeout,
@@ -321,7 +319,8 @@ BEGIN
         CROSS JOIN LATERAL jsonb_to_record(e.item) AS r(task text, queue text, priority integer, delay interval, run_at timestamptz,
             max_attempts integer, timeout interval, meta jsonb)
         CROSS JOIN LATERAL (SELECT coalesce(e.item -> 'payload', '{}') AS payload, coalesce(r.queue, 'default') AS queue,
-            coalesce(r.priority, 5) AS priority, coalesce(r.max_attempts, 10) AS max_attempts) AS given
+            coalesce(r.priority, 5) AS priority, coalesce(r.max_attempts, 10) AS max_attempts,
+            e.item - '{task,payload,queue,priority,delay,run_at,max_attempts,timeout,meta}'::text[] AS extra) AS given
         ORDER BY e.nth
         RETURNING j.id, j.queue, j.run_at
     )
@@ -336,13 +335,12 @@ END $$;
 -- earlier elements that this one depends on. All or none: one bad element refuses the whole call and is named by its
 -- index. Answers, in the order given, the ids and whether each was created.
 CREATE FUNCTION pgqueue.submit_many(jobs jsonb, batch_id bigint DEFAULT NULL) RETURNS TABLE (id bigint, created boolean)
-LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp SET enable_seqscan = off AS $$
+LANGUAGE plpgsql SECURITY DEFINER SET search_path = pg_catalog, pg_temp AS $$
 #variable_conflict use_column
 DECLARE
     given pgqueue.jobs[];
     bad record;
     missing integer;
-    keys text[];
     ids bigint[];
     item jsonb;
     fresh bigint[];
@@ -420,7 +418,6 @@ BEGIN
     END IF;
 
     INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NULL;
-    keys := ARRAY(SELECT g.unique_key FROM unnest(given) g WHERE g.unique_key IS NOT NULL);
     LOOP
         INSERT INTO pgqueue.jobs SELECT g.* FROM unnest(given) g WHERE g.unique_key IS NOT NULL
         ORDER BY g.unique_key COLLATE "C", g.id  -- one order for everybody: two batches of the same keys wait, not deadlock
@@ -431,8 +428,9 @@ BEGIN
         FROM (SELECT x.id, x.unique_key, x.nth FROM unnest(given) WITH ORDINALITY AS x(id, run_at, created_at, started_at,
             lease_until, lease_token, state, priority, attempt, max_attempts, cancel_requested, has_followers, pending, queue, task,
             payload, timeout, unique_key, worker, progress, errors, meta, group_key, place, due_at, batch_id, depends_on, last_token, nth)) g
-        LEFT JOIN pgqueue.jobs held ON held.unique_key = g.unique_key
-            AND held.unique_key = ANY (keys);  -- and no seqscan: a plan made when the table was empty would walk it for ever
+        LEFT JOIN LATERAL (  -- one probe each, whatever the table was like when this was planned: a join would walk it
+            SELECT j.id FROM pgqueue.jobs j WHERE j.unique_key = g.unique_key LIMIT 1
+        ) held ON true;
         EXIT WHEN missing = 0;  -- else a holder finished between the two statements: its key is free, try again
     END LOOP;
     PERFORM pgqueue.ring(q.queue)
