@@ -39,7 +39,7 @@ from pgqueue.errors import (
     TokenNotFoundError,
     UnknownTaskError,
 )
-from pgqueue.handle import Job, current_job
+from pgqueue.handle import EnqueuedJobs, Job, current_job
 from pgqueue.job import JobRecord, JobSpec
 from pgqueue.schedule import ScheduleRecord, ScheduleSpec
 from pgqueue.settings import Settings
@@ -57,9 +57,10 @@ if TYPE_CHECKING:
 __all__ = [
     "App", "AsyncClient", "Backoff", "Batch", "BatchNotFoundError", "BatchRecord", "BatchResultError", "BatchTask",
     "Cancel", "Client", "CommandFailedError", "DatabaseError", "DatabaseUnreachableError", "Dead",
-    "EmbeddedServerError", "Exponential", "Fixed", "HandlerCrashedError", "InvalidJobError", "InvalidPayloadError",
-    "InvalidScheduleError", "Job", "JobExistsError", "JobFailedError", "JobNotFoundError", "JobPage", "JobRecord",
-    "JobSpec", "JobStateError", "JobTimeoutError", "Jobs", "LeaseLostError", "PayloadTooLargeError", "PgqueueError",
+    "EmbeddedServerError", "EnqueuedJobs", "Exponential", "Fixed", "HandlerCrashedError", "InvalidJobError",
+    "InvalidPayloadError", "InvalidScheduleError", "Job", "JobExistsError", "JobFailedError", "JobNotFoundError",
+    "JobPage", "JobRecord", "JobSpec", "JobStateError", "JobTimeoutError", "Jobs", "LeaseLostError",
+    "PayloadTooLargeError", "PgqueueError",
     "QueueSettings", "QueueStats", "ResourceError", "ResultTimeoutError", "Retry", "ScheduleExistsError",
     "ScheduleNotFoundError", "ScheduleRecord", "ScheduleSpec", "SchemaError", "Settings", "SettingsError", "Snooze",
     "Step", "Submitted", "Task", "TokenExistsError", "TokenNotFoundError", "TokenRecord", "UnknownTaskError",

@@ -8,7 +8,7 @@ from pgqueue.batch import BatchTask
 from pgqueue.client import AsyncClient, Client
 from pgqueue.connection import Database
 from pgqueue.errors import InvalidJobError, InvalidScheduleError, ResourceError, UnknownTaskError
-from pgqueue.handle import Job
+from pgqueue.handle import EnqueuedJobs, Job
 from pgqueue.job import DEFAULT_MAX_ATTEMPTS, DEFAULT_PRIORITY, DEFAULT_QUEUE
 from pgqueue.middleware import Around, Middleware
 from pgqueue.resources import Resources
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pgqueue.durations import Duration
     from pgqueue.job import JobSpec
     from pgqueue.schedule import ScheduleOptions, ScheduleSpec
+    from pgqueue.statements import Submitted
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -243,37 +244,38 @@ class App:
         except KeyError:
             raise UnknownTaskError(name) from None
 
-    async def enqueue_many(self, jobs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None) -> list[Job]:
+    async def enqueue_many(
+        self, jobs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None
+    ) -> EnqueuedJobs:
         """Enqueue many jobs in one round trip, all or none; see :meth:`pgqueue.Client.enqueue_many`."""
         if not self.middleware.wraps_enqueues:
             return await self._write(jobs, copy, connection)
         async with self.middleware.around_enqueue_async(list(jobs)) as sending:
             handles = await self._write(sending.specs, copy, connection)
-            sending.ids = [job.id for job in handles]
+            sending.ids = handles.ids
         return handles
 
-    async def _write(self, specs: Iterable[JobSpec], copy: bool, connection: Any) -> list[Job]:
+    async def _write(self, specs: Iterable[JobSpec], copy: bool, connection: Any) -> EnqueuedJobs:
         if copy:
-            return [
-                Job(each, self) for each in await self.aclient.enqueue_many(specs, copy=True, connection=connection)
-            ]
-        answers = await self.aclient.submit_many(list(specs), connection=connection)
-        return [Job(answer.id, self, created=answer.created) for answer in answers]
+            return EnqueuedJobs(self, await self.aclient.enqueue_many(specs, copy=True, connection=connection))
+        return self._enqueued(await self.aclient.submit_many(list(specs), connection=connection))
 
-    def enqueue_many_sync(self, jobs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None) -> list[Job]:
+    def enqueue_many_sync(self, jobs: Iterable[JobSpec], *, copy: bool = False, connection: Any = None) -> EnqueuedJobs:
         """The same for sync code."""
         if not self.middleware.wraps_enqueues:
             return self._write_sync(jobs, copy, connection)
         with self.middleware.around_enqueue(list(jobs)) as sending:
             handles = self._write_sync(sending.specs, copy, connection)
-            sending.ids = [job.id for job in handles]
+            sending.ids = handles.ids
         return handles
 
-    def _write_sync(self, specs: Iterable[JobSpec], copy: bool, connection: Any) -> list[Job]:
+    def _write_sync(self, specs: Iterable[JobSpec], copy: bool, connection: Any) -> EnqueuedJobs:
         if copy:
-            return [Job(each, self) for each in self.client.enqueue_many(specs, copy=True, connection=connection)]
-        answers = self.client.submit_many(list(specs), connection=connection)
-        return [Job(answer.id, self, created=answer.created) for answer in answers]
+            return EnqueuedJobs(self, self.client.enqueue_many(specs, copy=True, connection=connection))
+        return self._enqueued(self.client.submit_many(list(specs), connection=connection))
+
+    def _enqueued(self, answers: list[Submitted]) -> EnqueuedJobs:
+        return EnqueuedJobs(self, [answer.id for answer in answers], [answer.created for answer in answers])
 
     def workflow(self, name: str | None = None) -> Workflow:
         """A workflow to add jobs to, each after those that it depends on; nothing is written yet."""

@@ -34,7 +34,7 @@ from pgqueue.errors import (
     PgqueueError,
     SchemaError,
 )
-from pgqueue.wire import Wire
+from pgqueue.wire import AsyncWire, Wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
@@ -86,37 +86,37 @@ def _without_secrets(words: str) -> str:
 
 
 class OwnConnection(psycopg.Connection[Any]):
-    """One of our pool. The statements of who has it to himself share a cursor: making one costs 30 µs.
-
-    Who passes a connection on may use it from several threads, where one cursor would mix up the answers.
-    """
-
-    _statements: psycopg.Cursor[Any] | None = None
-
-    @property
-    def statements(self) -> psycopg.Cursor[Any]:
-        """The cursor for :meth:`Database.run`."""
-        if self._statements is None:
-            self._statements = _cursor(self)
-        return self._statements
-
-
-class OwnAsyncConnection(psycopg.AsyncConnection[Any]):
-    """The same for async code, with a wire instead of a cursor."""
+    """One of our pool, with a wire for the single statements of who has it to himself."""
 
     _wire: Wire | None = None
 
     @property
     def wire(self) -> Wire:
-        """For :meth:`Database.arun`."""
+        """For :meth:`Database.run`."""
         if self._wire is None:
             self._wire = Wire(self)
         return self._wire
 
 
+class OwnAsyncConnection(psycopg.AsyncConnection[Any]):
+    """The same for async code."""
+
+    _wire: AsyncWire | None = None
+
+    @property
+    def wire(self) -> AsyncWire:
+        """For :meth:`Database.arun`."""
+        if self._wire is None:
+            self._wire = AsyncWire(self)
+        return self._wire
+
+
 def run(connection: psycopg.Connection[Any], statement: Statement[T]) -> T:
     """Run a statement on a psycopg connection, inside whatever transaction it is in."""
-    return _run(_cursor(connection), statement)
+    cursor = psycopg.Cursor(connection, row_factory=tuple_row)  # plain rows, whatever the connection makes
+    cursor.format = Format.BINARY
+    cursor.execute(statement.sql, statement.params)
+    return statement.read(cursor.fetchall() if cursor.rownumber is not None else [])
 
 
 async def run_async(connection: psycopg.AsyncConnection[Any], statement: Statement[T]) -> T:
@@ -125,18 +125,6 @@ async def run_async(connection: psycopg.AsyncConnection[Any], statement: Stateme
     cursor.format = Format.BINARY
     await cursor.execute(statement.sql, statement.params)
     return statement.read(await cursor.fetchall() if cursor.rownumber is not None else [])
-
-
-def _run(cursor: psycopg.Cursor[Any], statement: Statement[T]) -> T:
-    cursor.execute(statement.sql, statement.params)
-    return statement.read(cursor.fetchall() if cursor.rownumber is not None else [])
-
-
-def _cursor(connection: psycopg.Connection[Any]) -> psycopg.Cursor[Any]:
-    """One of psycopg's plain ones, with plain rows, whatever the caller's connection makes."""
-    cursor = psycopg.Cursor(connection, row_factory=tuple_row)
-    cursor.format = Format.BINARY
-    return cursor
 
 
 def run_on(connection: Any, statement: Statement[T]) -> T:
@@ -238,10 +226,7 @@ class Database:
         try:
             yield connection
         finally:
-            if pool is self._sync and len(self._kept_sync) < _MOST_KEPT and _at_rest(connection):
-                self._kept_sync.append((connection, pool))
-            else:
-                pool.putconn(connection)
+            self._put_back_sync(connection, pool)
 
     def _take_sync(self) -> tuple[OwnConnection, ConnectionPool[OwnConnection]]:
         """One that was kept, or one of the pool, which takes six times as long."""
@@ -254,6 +239,12 @@ class Database:
             if not _has_input(connection.fileno()):
                 return connection, pool
             pool.putconn(connection)  # most likely the server has closed it
+
+    def _put_back_sync(self, connection: OwnConnection, pool: ConnectionPool[OwnConnection]) -> None:
+        if pool is self._sync and len(self._kept_sync) < _MOST_KEPT and _at_rest(connection):
+            self._kept_sync.append((connection, pool))
+        else:
+            pool.putconn(connection)
 
     @asynccontextmanager
     async def aconnection(self) -> AsyncIterator[psycopg.AsyncConnection[Any]]:
@@ -286,9 +277,7 @@ class Database:
 
     def run(self, statement: Statement[T]) -> T:
         """Run one statement in a transaction of its own; a deadlock or serialization failure is said again."""
-        return self._again(
-            lambda own: _run(own.statements if isinstance(own, OwnConnection) else _cursor(own), statement)
-        )
+        return self._again(lambda own: own.wire.run(statement))
 
     async def arun(self, statement: Statement[T]) -> T:
         """The same for async code."""
@@ -312,11 +301,15 @@ class Database:
 
         return await self._aagain(attempt)
 
-    def _again(self, work: Callable[[psycopg.Connection[Any]], T]) -> T:
+    def _again(self, work: Callable[[OwnConnection], T]) -> T:
         for attempt in range(_MOST_RETRIES):
             try:
-                with translated(), self.connection() as connection:
-                    return work(connection)
+                with translated():
+                    connection, pool = self._take_sync()  # not connection(): see below
+                    try:
+                        return work(connection)
+                    finally:
+                        self._put_back_sync(connection, pool)
             except DatabaseError as error:
                 if not _retryable(error) or attempt == _MOST_RETRIES - 1:
                     raise

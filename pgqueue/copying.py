@@ -115,22 +115,20 @@ class Rows:
         yield struct.pack("!h", -1)
 
     def _encode(self, specs: list[JobSpec], ids: Sequence[int]) -> bytes:
-        known: dict[object, tuple[bytes, bytes]] = {}
+        known: dict[object, tuple[struct.Struct, bytes, bytes]] = {}
         rows: list[bytes] = []
+        task = kind = None
         for nth, (spec, job_id) in enumerate(zip(specs, ids, strict=True)):
-            _check(spec, len(self.ids) + nth)
-            kind = (
-                spec.task, spec.queue, spec.priority, spec.run_at, spec.delay, spec.max_attempts, spec.timeout,
-                spec.meta, spec.group_key,
-            )  # fmt: skip
-            around = known.get(kind)
-            if around is None:
-                around = known[kind] = _text(spec.task), self._after_payload(spec)
+            if spec[2:] != kind or spec.task != task:  # else it is as the one before, but for its payload
+                task, kind = spec.task, spec[2:]
+                around = known.get((task, kind))
+                if around is None:
+                    _check(spec, len(self.ids) + nth)
+                    name = _text(task)
+                    around = known[task, kind] = struct.Struct(f"!hiq{len(name)}sib"), name, self._after_payload(spec)
+                before, name, after = around
             payload = spec.payload.encode()
-            rows += (
-                struct.pack("!hiq", 11, 8, job_id), around[0],
-                struct.pack("!ib", len(payload) + 1, 1), payload, around[1],
-            )  # fmt: skip
+            rows += before.pack(11, 8, job_id, name, len(payload) + 1, 1), payload, after
         return b"".join(rows)
 
     def _after_payload(self, spec: JobSpec) -> bytes:

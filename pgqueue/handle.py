@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Sequence
 from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, overload
 
 import orjson
 
@@ -18,7 +19,7 @@ from pgqueue.patience import length, looks
 from pgqueue.run import BatchRun, Run, current_run
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator, Sequence
+    from collections.abc import AsyncIterator, Iterator
     from types import TracebackType
 
     import psycopg
@@ -195,6 +196,36 @@ class Job:
         if self._run is None:
             raise PgqueueError("this is only known inside the job's handler; outside, ask refresh()")
         return self._run
+
+
+class EnqueuedJobs(Sequence[Job]):
+    """The jobs of one :meth:`pgqueue.App.enqueue_many`, in the order given. Each :class:`Job` is made when looked at.
+
+    Attributes:
+        ids: theirs; for a million jobs this is what you want.
+    """
+
+    __slots__ = ("_app", "_created", "ids")
+
+    def __init__(self, app: App, ids: list[int], created: list[bool] | None = None) -> None:
+        self.ids = ids
+        self._created = created  # None: all of them
+        self._app = app
+
+    def __repr__(self) -> str:
+        return f"<{len(self.ids)} enqueued jobs>"
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @overload
+    def __getitem__(self, index: int) -> Job: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Job]: ...
+    def __getitem__(self, index: int | slice) -> Job | list[Job]:
+        if isinstance(index, slice):
+            return [self[nth] for nth in range(*index.indices(len(self.ids)))]
+        return Job(self.ids[index], self._app, created=self._created is None or self._created[index])
 
 
 class Transaction:

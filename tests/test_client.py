@@ -453,9 +453,10 @@ def facts(peer: Peer, job_id: int) -> dict[str, Any]:
 
 @pytest.mark.parametrize("copy", [False, True], ids=["sql", "copy"])
 def test_many_jobs_are_the_same_rows_as_jobs_one_by_one(client: Any, peer: Peer, copy: bool, dsn: str):
-    one_by_one = [client.enqueue(spec) for spec in SPECS]
-    together = client.enqueue_many(iter(SPECS), copy=copy)
-    for spec, single, many in zip(SPECS, one_by_one, together, strict=True):
+    specs = [*SPECS, *(one._replace(payload=str(n)) for n, one in enumerate(SPECS * 2)), SPECS[0], SPECS[0]]
+    one_by_one = [client.enqueue(spec) for spec in specs]
+    together = client.enqueue_many(iter(specs), copy=copy)
+    for spec, single, many in zip(specs, one_by_one, together, strict=True):
         expected, found = facts(peer, single), facts(peer, many)
         assert found.pop("wait") == pytest.approx(expected.pop("wait"), abs=0.001), spec
         assert found == expected, spec

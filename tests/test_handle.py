@@ -10,7 +10,7 @@ import invariants
 import pytest
 from peers import Peer
 
-from pgqueue import App, Job, current_job
+from pgqueue import App, Job, JobSpec, current_job
 from pgqueue.errors import (
     InvalidJobError,
     JobFailedError,
@@ -57,6 +57,27 @@ def test_a_handle_is_its_id(app: App):
     assert len({app.job(3), app.job(3), app.job(4)}) == 2
     assert app.job(3) != 3
     assert repr(app.job(3)) == "<Job 3>"
+
+
+@pytest.mark.parametrize("copy", [False, True], ids=["sql", "copy"])
+def test_what_enqueue_many_answers_is_a_sequence_of_handles(app: App, copy: bool):
+    jobs = app.enqueue_many_sync([JobSpec.make("t", n) for n in range(5)], copy=copy)
+    assert list(jobs) == [app.job(each) for each in jobs.ids]
+    assert [job.refresh_sync().payload for job in (jobs[0], jobs[-1], *jobs[1:4:2], *jobs[::-1][:1])] == [0, 4, 1, 3, 4]
+    assert all(job.created for job in jobs)
+    assert len(jobs) == 5
+    assert jobs[2] in jobs
+    assert repr(jobs) == "<5 enqueued jobs>"
+    with pytest.raises(IndexError):
+        _ = jobs[5]
+    assert not app.enqueue_many_sync([], copy=copy)
+
+
+def test_the_handle_of_a_job_that_was_there_says_so(app: App):
+    held = app.client.enqueue(JobSpec.make("t", unique_key="b"))
+    jobs = app.enqueue_many_sync([JobSpec.make("t", unique_key=key) for key in "abc"])
+    assert [job.created for job in jobs] == [True, False, True]
+    assert jobs[1].id == jobs.ids[1] == held
 
 
 def test_the_verbs_of_a_handle_for_sync_code(app: App, peer: Peer):

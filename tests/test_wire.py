@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+import signal
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import psycopg
 import pytest
@@ -13,15 +15,59 @@ from peers import Peer
 from pgqueue.connection import Database
 from pgqueue.errors import DatabaseUnreachableError, InvalidJobError
 from pgqueue.statements import Statement
-from pgqueue.wire import Wire
+from pgqueue.wire import AsyncWire, Wire
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
+
+T = TypeVar("T")
 
 OTHERS = """
     FROM pg_stat_activity
     WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'
 """
+
+
+class Sync:
+    """A sync connection and its wire; in a thread, so that a test can watch it from outside."""
+
+    def __init__(self, dsn: str) -> None:
+        self.connection = psycopg.connect(dsn, autocommit=True)
+        self.wire = Wire(self.connection)
+
+    async def run(self, statement: Statement[T]) -> T:
+        return await asyncio.to_thread(self.wire.run, statement)
+
+    async def query(self, sql: str) -> list[tuple[Any, ...]]:
+        return self.connection.cursor(binary=True).execute(sql, prepare=False).fetchall()
+
+    async def close(self) -> None:
+        self.connection.close()
+
+
+class Async:
+    """The same of the other kind."""
+
+    def __init__(self, connection: psycopg.AsyncConnection[Any]) -> None:
+        self.connection = connection
+        self.wire = AsyncWire(connection)
+        self.run = self.wire.run
+
+    async def query(self, sql: str) -> list[tuple[Any, ...]]:
+        cursor = self.connection.cursor(binary=True)
+        await cursor.execute(sql, prepare=False)
+        return await cursor.fetchall()
+
+    async def close(self) -> None:
+        await self.connection.close()
+
+
+@pytest.fixture(params=["sync", "async"])
+async def wired(request: pytest.FixtureRequest, empty_dsn: str) -> AsyncIterator[Sync | Async]:
+    connect = psycopg.AsyncConnection.connect
+    one = Sync(empty_dsn) if request.param == "sync" else Async(await connect(empty_dsn, autocommit=True))
+    yield one
+    await one.close()
 
 
 @pytest.fixture
@@ -34,74 +80,62 @@ def ask(sql: str, **params: Any) -> Statement[list[tuple[Any, ...]]]:
     return Statement(sql, params, list)
 
 
-async def prepared(connection: psycopg.AsyncConnection[Any]) -> list[str]:
-    rows = await connection.execute(
-        "SELECT name FROM pg_prepared_statements WHERE name LIKE 'pgqueue%' ORDER BY name", prepare=False
-    )
-    return [name for (name,) in await rows.fetchall()]
+async def prepared(wired: Sync | Async) -> list[str]:
+    rows = await wired.query("SELECT name FROM pg_prepared_statements WHERE name LIKE 'pgqueue%' ORDER BY name")
+    return [name for (name,) in rows]
 
 
-async def test_it_answers_what_a_cursor_answers(connection: psycopg.AsyncConnection[Any]):
+async def test_it_answers_what_a_cursor_answers(wired: Sync | Async):
     sql = "SELECT %(a)s::bigint, %(b)s::text, -%(a)s::bigint, 10 %% 3, %(c)s::jsonb, %(d)s::interval, %(e)s::bigint[]"
     params = {"a": 2**40, "b": "§", "c": '{"x": "y"}', "d": None, "e": [1, 2**50]}
-    cursor = connection.cursor(binary=True)
-    await cursor.execute(sql, params)
-    wire = Wire(connection)
-    rows = await cursor.fetchall()
+    rows = [(2**40, "§", -(2**40), 1, {"x": "y"}, None, [1, 2**50])]
     for _ in range(8):  # said once, said often, prepared
-        assert await wire.run(Statement(sql, params, list)) == rows
+        assert await wired.run(Statement(sql, params, list)) == rows
 
 
-async def test_without_parameters_a_percent_sign_is_one(connection: psycopg.AsyncConnection[Any]):
-    assert await Wire(connection).run(Statement("SELECT 10 % 3", None, list)) == [(1,)]
+async def test_without_parameters_a_percent_sign_is_one(wired: Sync | Async):
+    assert await wired.run(Statement("SELECT 10 % 3", None, list)) == [(1,)]
 
 
-async def test_a_statement_without_rows_reads_none(connection: psycopg.AsyncConnection[Any]):
-    assert await Wire(connection).run(Statement("SET work_mem = '4MB'", None, list)) == []
+async def test_a_statement_without_rows_reads_none(wired: Sync | Async):
+    assert await wired.run(Statement("SET work_mem = '4MB'", None, list)) == []
 
 
-async def test_what_is_said_often_is_prepared_once_for_each_kind_of_parameters(
-    connection: psycopg.AsyncConnection[Any],
-):
-    wire = Wire(connection)
+async def test_what_is_said_often_is_prepared_once_for_each_kind_of_parameters(wired: Sync | Async):
     for value in (1, None) * 8:
-        assert await wire.run(ask("SELECT %(a)s::bigint", a=value)) == [(value,)]
-    assert len(await prepared(connection)) == 2
+        assert await wired.run(ask("SELECT %(a)s::bigint", a=value)) == [(value,)]
+    assert len(await prepared(wired)) == 2
 
 
-async def test_behind_a_pooler_nothing_is_prepared(connection: psycopg.AsyncConnection[Any]):
-    connection.prepare_threshold = None
-    wire = Wire(connection)
+async def test_behind_a_pooler_nothing_is_prepared(wired: Sync | Async):
+    wired.connection.prepare_threshold = None
     for _ in range(8):
-        await wire.run(ask("SELECT %(a)s::bigint", a=1))
-    assert await prepared(connection) == []
+        await wired.run(ask("SELECT %(a)s::bigint", a=1))
+    assert await prepared(wired) == []
 
 
-async def test_there_is_an_end_to_what_is_prepared(connection: psycopg.AsyncConnection[Any]):
-    connection.prepare_threshold = 0
-    wire = Wire(connection)
+async def test_there_is_an_end_to_what_is_prepared(wired: Sync | Async):
+    wired.connection.prepare_threshold = 0
     for n in range(110):
-        assert await wire.run(ask(f"SELECT {n} + %(a)s::bigint", a=1)) == [(n + 1,)]
-    assert len(await prepared(connection)) <= 101
+        assert await wired.run(ask(f"SELECT {n} + %(a)s::bigint", a=1)) == [(n + 1,)]
+    assert len(await prepared(wired)) <= 101
 
 
-async def test_more_than_a_socket_takes_at_once_goes_through(connection: psycopg.AsyncConnection[Any]):
+async def test_more_than_a_socket_takes_at_once_goes_through(wired: Sync | Async):
     long = "x" * 20_000_000
-    wire = Wire(connection)
-    assert await wire.run(ask("SELECT length(%(a)s::text)", a=long)) == [(len(long),)]
-    ((back,),) = await wire.run(ask("SELECT %(a)s::text", a=long))
+    assert await wired.run(ask("SELECT length(%(a)s::text)", a=long)) == [(len(long),)]
+    ((back,),) = await wired.run(ask("SELECT %(a)s::text", a=long))
     assert back == long
 
 
-async def test_an_error_is_psycopgs_own_and_the_connection_goes_on(connection: psycopg.AsyncConnection[Any]):
-    wire = Wire(connection)
+async def test_an_error_is_psycopgs_own_and_the_connection_goes_on(wired: Sync | Async):
     for _ in range(8):
         with pytest.raises(psycopg.errors.DivisionByZero) as caught:
-            await wire.run(ask("SELECT 1 / %(a)s::bigint", a=0))
+            await wired.run(ask("SELECT 1 / %(a)s::bigint", a=0))
         assert caught.value.diag.message_primary == "division by zero"
     with pytest.raises(psycopg.errors.SyntaxError):
-        await wire.run(ask("SELEC"))
-    assert await wire.run(ask("SELECT 1")) == [(1,)]
+        await wired.run(ask("SELEC"))
+    assert await wired.run(ask("SELECT 1")) == [(1,)]
 
 
 @pytest.mark.parametrize("threshold", [0, 5])
@@ -109,7 +143,7 @@ async def test_who_is_cancelled_takes_the_statement_back(
     connection: psycopg.AsyncConnection[Any], empty_dsn: str, threshold: int
 ):
     connection.prepare_threshold = threshold
-    wire = Wire(connection)
+    wire = AsyncWire(connection)
     for _ in range(3):
         with pytest.raises(TimeoutError):
             async with asyncio.timeout(0.2):
@@ -120,19 +154,30 @@ async def test_who_is_cancelled_takes_the_statement_back(
         assert await rows.fetchone() == (0,)
 
 
-async def test_a_server_that_goes_away_is_an_operational_error(
-    connection: psycopg.AsyncConnection[Any], empty_dsn: str
-):
-    wire = Wire(connection)
-    pid = connection.info.backend_pid
-    waiting = asyncio.create_task(wire.run(ask("SELECT pg_sleep(60)")))
+@pytest.mark.parametrize("threshold", [0, 5])
+def test_ctrl_c_takes_a_sync_statement_back(empty_dsn: str, threshold: int):
+    with psycopg.connect(empty_dsn, autocommit=True) as connection, Peer(empty_dsn) as peer:
+        connection.prepare_threshold = threshold
+        wire = Wire(connection)
+        for _ in range(3):
+            alarm = threading.Timer(0.3, signal.raise_signal, [signal.SIGINT])
+            alarm.start()
+            with pytest.raises(KeyboardInterrupt):
+                wire.run(ask("SELECT pg_sleep(%(a)s::float8)", a=60.0))
+            assert wire.run(ask("SELECT %(a)s::bigint", a=1)) == [(1,)]
+        assert peer.value("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'") == 0
+
+
+async def test_a_server_that_goes_away_is_an_operational_error(wired: Sync | Async, empty_dsn: str):
+    pid = wired.connection.info.backend_pid
+    waiting = asyncio.create_task(wired.run(ask("SELECT pg_sleep(60)")))
     async with await psycopg.AsyncConnection.connect(empty_dsn, autocommit=True) as other:
         await other.execute("SELECT pg_terminate_backend(%s)", [pid])
     with pytest.raises(psycopg.OperationalError):
         await waiting
     with pytest.raises(psycopg.OperationalError):
-        await wire.run(ask("SELECT 1"))
-    assert connection.broken
+        await wired.run(ask("SELECT 1"))
+    assert wired.connection.broken
 
 
 @pytest.mark.slow
@@ -144,7 +189,7 @@ def test_a_server_that_stops_leaves_nobody_waiting(private_server: Any, loop: An
 
     async def ask_for_ever(nth: int, ready: asyncio.Event) -> None:
         async with await psycopg.AsyncConnection.connect(server.dsn, autocommit=True) as connection:
-            wire = Wire(connection)
+            wire = AsyncWire(connection)
             while True:
                 await wire.run(ask("SELECT pg_sleep(%(a)s::float8)", a=0.01 * nth))
                 ready.set()

@@ -81,15 +81,13 @@ class Run:
         return there
 
     def case(self, bench: PeersBench, regime: Regime, case: Case, peers: list[Peer], label: str) -> None:
-        """One round of a case: the floor, then each peer; who fails is left out."""
+        """One round of a case: the floors, then each peer; who fails is left out."""
         into: Round = {}
         self.measured.setdefault((regime.name, case.name), []).append(into)
         steps: list[tuple[str, Any]] = [
-            (peer.name, lambda peer=peer: case.run(bench, self.size, peer)) for peer in peers
+            *((name, lambda measure=measure: measure(bench)) for name, measure in case.floors),
+            *((peer.name, lambda peer=peer: case.run(bench, self.size, peer)) for peer in peers),
         ]
-        if case.floor is not None:
-            name, measure = case.floor
-            steps.insert(0, (name, lambda: measure(bench)))
         for name, step in steps:
             with self._progress.status(f"{label}: {regime.name}, {case.name}: {name}"):
                 try:

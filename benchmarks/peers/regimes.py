@@ -78,7 +78,7 @@ class Case:
 
     name: str
     run: Callable[[PeersBench, Size, Peer], Measures]
-    floor: tuple[str, Callable[[Bench], Measures]] | None = None
+    floors: Sequence[tuple[str, Callable[[Bench], Measures]]] = ()
     quick: bool = True  # whether --quick measures it too
 
 
@@ -489,6 +489,7 @@ _COSTS = (
     Column("wal_bytes_per_job", "WAL B / job"),
 )
 _ONE = (enqueue.ONE, enqueue.insert_one_by_one)
+_BARE = ("claim and finish bare, 2 connections", floors.statements_bare)
 _CPU = (Column("worker_cpu", "worker CPU %", ".1f", spread=True), Column("server_cpu", "server CPU %", ".1f"))
 
 REGIMES = {
@@ -504,10 +505,10 @@ REGIMES = {
                 *_COSTS,
             ),
             (
-                Case("1 client", one_by_one(1), _ONE),
-                Case("8 clients", one_by_one(8), (enqueue.ONE, enqueue.many("insert", 8)), quick=False),
-                Case("32 clients", one_by_one(32), (enqueue.ONE, enqueue.many("insert", 32))),
-                Case("in bulk", bulk, (enqueue.BULK, floors.copy_bare)),
+                Case("1 client", one_by_one(1), (_ONE, ("pgqueue, its async client", enqueue.async_client))),
+                Case("8 clients", one_by_one(8), ((enqueue.ONE, enqueue.many("insert", 8)),), quick=False),
+                Case("32 clients", one_by_one(32), ((enqueue.ONE, enqueue.many("insert", 32)),)),
+                Case("in bulk", bulk, ((enqueue.BULK, floors.copy_bare),)),
             ),
         ),
         Regime(
@@ -522,13 +523,8 @@ REGIMES = {
                 Column("jobs", "jobs"),
             ),
             (
-                Case("1 process", drain(1), ("claim and finish bare, 2 connections", floors.statements_bare)),
-                Case(
-                    "2 processes",
-                    drain(2),
-                    ("claim and finish bare, 2 connections", floors.statements_bare),
-                    quick=False,
-                ),
+                Case("1 process", drain(1), (_BARE,)),
+                Case("2 processes", drain(2), (_BARE,), quick=False),
             ),
         ),
         Regime(
@@ -540,7 +536,7 @@ REGIMES = {
                 Column("max_ms", "max ms", ".1f"),
                 Column("call_p50_ms", "enqueue call, p50 ms", ".2f"),
             ),
-            (Case("one worker", idle_latency, (latency.FLOOR, latency.wake_bare)),),
+            (Case("one worker", idle_latency, ((latency.FLOOR, latency.wake_bare),)),),
         ),
         Regime(
             "steady",

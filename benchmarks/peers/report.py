@@ -80,8 +80,8 @@ def as_json(regime: Regime, measured: Rounds) -> dict[str, Any]:
 
 
 def names(case: Case) -> list[str]:
-    """Whose lines a table may have: the floor's, then the peers'."""
-    return [*([case.floor[0]] if case.floor else []), *PEERS]
+    """Whose lines a table may have: the floors', then the peers'."""
+    return [*(name for name, _ in case.floors), *PEERS]
 
 
 def title(name: str) -> str:

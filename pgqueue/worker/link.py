@@ -14,7 +14,7 @@ import psycopg
 
 from pgqueue.connection import is_pooled_async
 from pgqueue.errors import EmbeddedServerError
-from pgqueue.wire import Wire
+from pgqueue.wire import AsyncWire
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -70,7 +70,7 @@ class Link:
         self._dsn = dsn
         self._purpose = purpose
         self._connection: psycopg.AsyncConnection[Any] | None = None
-        self._wire: Wire | None = None
+        self._wire: AsyncWire | None = None
         self._lock = asyncio.Lock()
         self.down = False  # the connection was lost, and there is no other yet
 
@@ -93,7 +93,7 @@ class Link:
             else:
                 self.down = False
                 self._connection = connection
-                self._wire = Wire(connection)
+                self._wire = AsyncWire(connection)
             finally:
                 alarm.cancel()
 

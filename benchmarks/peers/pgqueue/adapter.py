@@ -1,4 +1,4 @@
-"""pgqueue: ``pgq worker`` and the async client, with default settings."""
+"""pgqueue: ``pgq worker``, and the async client (the sync one for a lone client), with default settings."""
 
 from __future__ import annotations
 
@@ -38,16 +38,23 @@ class Pgqueue(Adapter):
 
     async def connect(self, clients: int) -> None:
         """The client's pool opens connections when they are needed; here one is, before the clock runs."""
+        self._alone = clients == 1
         await app.database.grow(clients)
         await self._ask("SELECT 1")
+        if self._alone:
+            with app.database.connection() as connection:
+                connection.execute("SELECT 1")
 
     async def disconnect(self) -> None:
         """Close the pool."""
         await app.aclose()
 
     async def enqueue(self, n: int) -> None:
-        """One job."""
-        await noop.enqueue(n=n, text=TEXT)
+        """One job; by the sync call for a lone client, who has nothing else to do meanwhile."""
+        if self._alone:
+            noop.enqueue_sync(n=n, text=TEXT)
+        else:
+            await noop.enqueue(n=n, text=TEXT)
 
     async def enqueue_many(self, numbers: range) -> None:
         """``enqueue_many(copy=True)``, which is for large numbers."""
