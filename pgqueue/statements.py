@@ -634,11 +634,16 @@ def next_due(lanes: Lanes, tasks: list[str] | None, *, schema: str) -> Statement
     return Statement(load("next_due", schema), params, lambda rows: Ahead(*rows[0]))
 
 
-def look_behind(lanes: Lanes, tasks: list[str] | None, *, schema: str) -> Statement[list[tuple[str, int, float, int]]]:
-    """What lies before the lanes' marks and could be claimed: queue, priority, run_at and id of the first of each."""
+def look_behind(
+    lanes: Lanes, tasks: list[str] | None, since: float | None = None, *, schema: str
+) -> Statement[list[tuple[str, int, float, int]]]:
+    """What lies before the lanes' marks and could be claimed: queue, priority, run_at and id of the first of each.
+
+    ``since``: in seconds since 1970; not what was due before that.
+    """
     params = {
         "queues": lanes.queues, "priorities": lanes.priorities, "mark_ats": lanes.mark_ats, "mark_ids": lanes.mark_ids,
-        "tasks": tasks,
+        "tasks": tasks, "since": since,
     }  # fmt: skip
     return Statement(load("look_behind", schema), params, list)
 

@@ -1,7 +1,7 @@
 -- What claims do not see that begin behind their marks: of each lane the first job before its mark that could be claimed.
 -- Answers queue, priority, and where it is. Writes and locks nothing: it may take long, and is made beside the claims.
 --
--- Parameters: queues, priorities, mark_ats, mark_ids, tasks: as in claim.sql.
+-- Parameters: queues, priorities, mark_ats, mark_ids, tasks: as in claim.sql; since: in seconds since 1970; NULL: from the start.
 -- Index: jobs_claim, an ordered range per lane that ends at the lane's mark.
 WITH lane AS MATERIALIZED (
     SELECT l.queue, l.priority, to_timestamp(l.mark_at) AS mark_at, l.mark_id
@@ -15,7 +15,7 @@ FROM lane CROSS JOIN LATERAL (
     SELECT j.run_at, j.id
     FROM pgqueue.jobs j
     WHERE j.state = 'available' AND j.queue = lane.queue AND j.priority = lane.priority AND j.group_key IS NULL
-      AND (j.run_at, j.id) <= (lane.mark_at, lane.mark_id)
+      AND j.run_at >= coalesce(to_timestamp(%(since)s::float8), '-infinity') AND (j.run_at, j.id) <= (lane.mark_at, lane.mark_id)
       AND (%(tasks)s::text[] IS NULL OR j.task = ANY (%(tasks)s::text[]))
     ORDER BY j.run_at, j.id
     LIMIT 1

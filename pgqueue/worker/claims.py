@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from pgqueue.connection import Runner
-    from pgqueue.statements import Lanes, Row
+    from pgqueue.statements import Row
 
     # What takes the rows of one lease: rows, its token, whether they go before what was taken earlier.
     Take = Callable[[list[Row], int, bool], object]
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 
 _MANAGED_EVERY: Final = 1.0  # a limit or a first key takes effect within this time
 _MANAGED_FOR: Final = 60.0  # a queue with keys or limits is looked into for this long after it was seen to have them
+_FAR_EVERY: Final = 0.01  # seconds: so much later may a job start whose transaction was open for longer than others
 _LEFT_ALONE: Final = 0.5  # seconds for a queue whose lock somebody holds …
 _REFUSED: Final = 5.0  # … or whose claim was refused
 
@@ -73,6 +74,8 @@ class Claims:
         self.more = False  # one of them gave as much as it was asked for
         self._managed_at = -math.inf
         self._full_scans = FullScans()
+        self._recent_scans = FullScans()
+        self._far_at = -math.inf
         self._looking: asyncio.Task[None] | None = None
 
     async def claim(
@@ -140,25 +143,27 @@ class Claims:
     def _from_the_start(self) -> bool:
         """Whether the next look is to be one from the start of the lanes, in which the marks play no part.
 
-        When that takes long, as when a held snapshot keeps the dead, it is made beside the others, and nobody waits.
+        When that takes long, as when a held snapshot keeps the dead, it is made beside the others, and nobody waits;
+        and between two such looks, there are some into the last seconds.
         """
-        if not self._full_scans.due:
-            return False
         if not (self._full_scans.dear and self.marks.some):
-            return True
+            return self._full_scans.due
         if self._looking is None or self._looking.done():
-            lanes = self.marks.lanes(full=False, turn=0)
-            self._looking = asyncio.create_task(self._look_behind(lanes))
+            if self._full_scans.due:
+                self._looking = asyncio.create_task(self._look_behind(self._full_scans, None))
+            elif self._recent_scans.due:
+                self._looking = asyncio.create_task(self._look_behind(self._recent_scans, self.marks.recently))
         return False
 
-    async def _look_behind(self, lanes: Lanes) -> None:
+    async def _look_behind(self, scans: FullScans, since: float | None) -> None:
         began = time.monotonic()
+        lanes = self.marks.lanes(full=False, turn=0)
         try:
-            behind = await self._beside.arun(statements.look_behind(lanes, self._tasks, schema=self._schema))
+            behind = await self._beside.arun(statements.look_behind(lanes, self._tasks, since, schema=self._schema))
         except (psycopg.Error, PgqueueError, OSError) as error:
             log.debug("the look behind the marks failed, it will be made again: %s", error)
             behind = []
-        self._full_scans.made(began, full=True, short=True)
+        scans.made(began, full=True, short=since is None)
         if behind:
             self.marks.take_back(behind)
             self._found()
@@ -223,7 +228,10 @@ class Claims:
         began = time.monotonic()
         full = self._from_the_start()
         token = secrets.randbits(62) + 1
-        lanes = self.marks.lanes(full=full, turn=self.turn)
+        near = self._full_scans.dear and began < self._far_at
+        if not near:
+            self._far_at = began + _FAR_EVERY
+        lanes = self.marks.lanes(full=full, turn=self.turn, near=near)
         claim = statements.claim(lanes, self._tasks, limit, token, lease, worker, schema=self._schema)
         rows = await self._link.arun(claim)
         if self._claimed is not None:

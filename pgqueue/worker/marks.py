@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 _PRIORITIES: Final = tuple(range(10))
 _LAG: Final = 0.25  # seconds: producers whose transactions last this long are still seen by marked scans
+_NEAR_LAG: Final = 0.02  # the same of the scans in between, when the dead before the marks make those dear
+_RECENT: Final = 8.0  # seconds: few transactions are open for longer
 _FULL_SCAN_SHARE: Final = 100  # a scan from the start takes at most a hundredth of the time …
+_BESIDE_SHARE: Final = 400  # … or less when it is long: both cores are in use, and others wait for one …
 _FULL_SCAN_EVERY: Final = 1.0  # … and while marked claims come back full, one a second is enough
 _DEAR: Final = 0.005  # seconds: when one takes longer, as under a held snapshot, the next are made beside the claims …
 _FEW: Final = 16  # … unless it was a claim of more jobs than this, which takes its time for them
@@ -22,12 +25,13 @@ _MOST_HINTS: Final = 500
 
 
 class Marks:
-    """The claim watermark: per lane the last (run_at, id) that was claimed, lagging the server's clock."""
+    """The claim watermark: per lane the last (run_at, id) that was claimed, 250 or 20 ms behind the server's clock."""
 
     def __init__(self, queues: list[str]) -> None:
         self._queues = len(queues)
         self._lanes = [(queue, priority) for priority in _PRIORITIES for queue in queues]
         self._marks: dict[tuple[str, int], tuple[float, int]] = {}
+        self._near: dict[tuple[str, int], tuple[float, int]] = {}
         self._back: dict[tuple[str, int], tuple[float, int]] = {}
         self._clock_offset: float | None = None
 
@@ -40,14 +44,16 @@ class Marks:
         """The server's clock less ours; None until it is known."""
         return self._clock_offset
 
-    def lanes(self, *, full: bool, turn: int) -> Lanes:
+    def lanes(self, *, full: bool, turn: int, near: bool = False) -> Lanes:
         """Where the next claim looks; queues of one priority take turns at being first."""
         self._marks.update(self._back)
+        self._near.update(self._back)
         self._back.clear()
         lanes = self._lanes
         if (width := len(lanes) // len(_PRIORITIES)) > 1:
             lanes = [lanes[p * width + (i + turn) % width] for p in _PRIORITIES for i in range(width)]
-        marks = [None if full else self._marks.get(lane) for lane in lanes]
+        known = self._near if near else self._marks
+        marks = [None if full else known.get(lane) for lane in lanes]
         return Lanes(
             [queue for queue, _ in lanes],
             [priority for _, priority in lanes],
@@ -69,15 +75,20 @@ class Marks:
         """Remember what was claimed; rows are sorted by priority, run_at, id."""
         if self._clock_offset is None or not rows:
             return
-        limit = time.monotonic() + self._clock_offset - _LAG
+        now = time.monotonic() + self._clock_offset
         if self._queues == 1 and rows[0][0] == rows[-1][0]:  # of one lane, as most are
             rows = rows[-1:]
         last = {(row[3], row[0]): (row[1], row[2]) for row in rows}
         for lane, mark in last.items():
-            if mark[0] >= limit:
-                mark = (limit, 0)  # noqa: PLW2901
-            if lane not in self._marks or self._marks[lane] < mark:
-                self._marks[lane] = mark
+            for marks, limit in ((self._marks, now - _LAG), (self._near, now - _NEAR_LAG)):
+                lagging = mark if mark[0] < limit else (limit, 0)
+                if lane not in marks or marks[lane] < lagging:
+                    marks[lane] = lagging
+
+    @property
+    def recently(self) -> float | None:
+        """From when on a job is to be expected whose transaction was open for long; None when the clock is unknown."""
+        return None if self._clock_offset is None else time.monotonic() + self._clock_offset - _RECENT
 
     @property
     def some(self) -> bool:
@@ -115,7 +126,8 @@ class FullScans:
             if claimed <= _FEW:
                 self.dear = self._cost > _DEAR
         if full or short:
-            at = now + max(0.0 if short else _FULL_SCAN_EVERY, self._cost * _FULL_SCAN_SHARE)
+            share = _BESIDE_SHARE if self.dear else _FULL_SCAN_SHARE
+            at = now + max(0.0 if short else _FULL_SCAN_EVERY, self._cost * share)
             self._at = at if full else min(self._at, at)
 
 

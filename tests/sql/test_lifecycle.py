@@ -696,9 +696,11 @@ def test_a_cancel_behind_the_end_of_a_job_says_how_it_ended(one: Peer, two: Peer
 
 
 def test_a_look_behind_the_marks_finds_what_a_claim_would_take_from_the_start(one: Peer):
-    def look(at: datetime, job: int, tasks: list[str] | None = None) -> list[tuple[str, int, float, int]]:
+    def look(
+        at: datetime, job: int, tasks: list[str] | None = None, since: float | None = None
+    ) -> list[tuple[str, int, float, int]]:
         lanes = statements.Lanes(["default", "other", "default"], [5, 5, 4], [at.timestamp()] * 2 + [None], [job, 0, 0])
-        return one.run(statements.look_behind(lanes, tasks, schema=SCHEMA))
+        return one.run(statements.look_behind(lanes, tasks, since, schema=SCHEMA))
 
     first, second, third = one.enqueue("t"), one.enqueue("t"), one.enqueue("t", priority=4)
     times = dict(one.sql("SELECT id, run_at FROM pgqueue.jobs"))
@@ -706,6 +708,9 @@ def test_a_look_behind_the_marks_finds_what_a_claim_would_take_from_the_start(on
     assert look(times[first], first) == [("default", 5, times[first].timestamp(), first)], "its own place is behind it"
     assert look(times[first], first - 1) == []
     assert look(times[second], second, tasks=["unknown"]) == []
+    assert look(times[second], second, since=times[first].timestamp())[0][3] == first
+    assert look(times[second], second, since=times[second].timestamp())[0][3] == second
+    assert look(times[second], second, since=times[second].timestamp() + 1) == []
     assert one.claim(2).ids == [third, first]
     assert look(times[second], second) == [("default", 5, times[second].timestamp(), second)]
     assert look(times[second], second - 1) == [], "a running job is not to be had"

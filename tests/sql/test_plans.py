@@ -201,10 +201,11 @@ def test_next_due_probes_each_lane_twice(peer: Explainer):
     assert plan.buffers <= 20 + 14 * len(LANES)
 
 
-def test_a_look_behind_the_marks_goes_by_lane_and_ends_at_the_first(peer: Explainer):
+@pytest.mark.parametrize("since", [None, 0.0])
+def test_a_look_behind_the_marks_goes_by_lane_and_ends_at_the_first(peer: Explainer, since: float | None):
     lanes = whole(["hot"])
     lanes.mark_ats[:], lanes.mark_ids[:] = [4e9] * len(lanes.queues), [0] * len(lanes.queues)
-    plan = peer.explain(statements.look_behind(lanes, ["t"], schema=SCHEMA))
+    plan = peer.explain(statements.look_behind(lanes, ["t"], since, schema=SCHEMA))
     assert plan.indexes("jobs") == {"jobs_claim"}
     assert plan.walks("jobs") == []
     assert plan.buffers <= 20 + 7 * len(LANES)

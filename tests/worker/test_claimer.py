@@ -273,6 +273,23 @@ def test_a_mark_lags_behind_the_servers_clock_and_never_goes_back() -> None:
     assert marks.lanes(full=True, turn=0).mark_ats == [None] * 10
 
 
+def test_a_near_mark_lags_less_and_both_are_taken_back() -> None:
+    marks = Marks(["q"])
+    marks.set_clock(time.time())
+    marks.advance([(5, time.time(), 2, "q")])
+    far, near = (marks.lanes(full=False, turn=0, near=near).mark_ats[5] for near in (False, True))
+    assert far is not None
+    assert near is not None
+    assert near - far == pytest.approx(0.23)
+    marks.take_back([("q", 5, far - 1, 1)])
+    for near in (True, False):
+        assert marks.lanes(full=False, turn=0, near=near).mark_ats[5] == far - 1
+    marks.advance([(5, far + 0.1, 3, "q")])
+    far_now, near_now = (marks.lanes(full=False, turn=0, near=near) for near in (False, True))
+    assert far <= (far_now.mark_ats[5] or 0) <= far + 0.1
+    assert (near_now.mark_ats[5], near_now.mark_ids[5]) == (far + 0.1, 3)
+
+
 def test_queues_of_one_priority_take_turns_at_being_first() -> None:
     marks = Marks(["a", "b", "c"])
     assert [marks.lanes(full=True, turn=turn).queues[:3] for turn in range(3)] == [
@@ -338,3 +355,65 @@ async def test_what_a_look_beside_the_claims_finds_is_claimed(
         for job in jobs:
             await in_state(job, "completed")
     assert sorted(ran) == list(range(31))
+
+
+async def test_between_long_looks_there_are_some_into_the_last_seconds(dsn: str, app: App) -> None:
+    looks: list[float | None] = []
+
+    @app.task
+    async def note() -> None:
+        pass
+
+    async with working(app, slots=2) as worker:
+        claims, beside = worker.claimer._claims, worker._links[4]
+        await until(lambda: claims.marks.clock_offset is not None, "it can set marks")
+        send = beside.arun
+
+        async def blind_if_long(statement: Any) -> Any:
+            since = statement.params["since"]
+            looks.append(since)
+            if since is None:
+                await asyncio.sleep(0.05)  # so that the next of this kind is far
+                return []
+            assert -9 < since - time.time() < -7
+            return await send(statement)
+
+        beside.arun = blind_if_long  # type: ignore[method-assign]
+        async with await psycopg.AsyncConnection.connect(dsn) as late:
+            job = await note.using(late).enqueue()
+            await asyncio.sleep(0.4)
+            claims._full_scans.made(time.monotonic() - 0.01, full=True, short=True)  # dear
+            await in_state(await note.enqueue(), "completed")
+            await until(lambda: None in looks and len(looks) > 1, "it has looked")
+        await in_state(job, "completed")
+    assert looks.count(None) == 1
+
+
+async def test_claims_begin_near_the_last_one_while_the_dead_are_dear(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(FullScans, "dear", property(lambda _self: True, lambda _self, _value: None), raising=False)
+    lags: list[float] = []
+
+    @app.task
+    async def note() -> None:
+        pass
+
+    async with working(app, slots=2) as worker:
+        marks, claiming = worker.claimer._claims.marks, worker._links[0]
+        await until(lambda: marks.clock_offset is not None, "it can set marks")
+        send = claiming.arun
+
+        async def watched(statement: Any) -> Any:
+            if "pick AS" in statement.sql and statement.params["mark_ats"][5] is not None:
+                lags.append(time.time() - statement.params["mark_ats"][5])
+            return await send(statement)
+
+        claiming.arun = watched  # type: ignore[method-assign]
+        jobs = []
+        while not (any(lag < 0.2 for lag in lags) and any(lag >= 0.25 for lag in lags)) and len(jobs) < 5000:
+            jobs.append(await note.enqueue())
+        for job in jobs:
+            await in_state(job, "completed")
+    assert len(jobs) < 5000, "both marks are used"
+    assert min(lags) >= 0.02
