@@ -16,7 +16,7 @@ import psycopg
 from pgqueue import statements
 from pgqueue.errors import PgqueueError
 from pgqueue.worker.link import LOST, RETRYABLE
-from pgqueue.worker.marks import FullScans, Managed, Marks
+from pgqueue.worker.marks import MOST_RECENT_COST, FullScans, Managed, Marks
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -74,7 +74,7 @@ class Claims:
         self.more = False  # one of them gave as much as it was asked for
         self._managed_at = -math.inf
         self._full_scans = FullScans()
-        self._recent_scans = FullScans()
+        self._recent_scans = FullScans(most=MOST_RECENT_COST)
         self._far_at = -math.inf
         self._looking: asyncio.Task[None] | None = None
 

@@ -16,8 +16,8 @@ _PRIORITIES: Final = tuple(range(10))
 _LAG: Final = 0.25  # seconds: producers whose transactions last this long are still seen by marked scans
 _NEAR_LAG: Final = 0.02  # the same of the scans in between, when the dead before the marks make those dear
 _RECENT: Final = 8.0  # seconds: few transactions are open for longer
+MOST_RECENT_COST: Final = 0.02  # seconds that a look into these counts at most: it is made every two seconds at least
 _FULL_SCAN_SHARE: Final = 100  # a scan from the start takes at most a hundredth of the time …
-_BESIDE_SHARE: Final = 400  # … or less when it is long: both cores are in use, and others wait for one …
 _FULL_SCAN_EVERY: Final = 1.0  # … and while marked claims come back full, one a second is enough
 _DEAR: Final = 0.005  # seconds: when one takes longer, as under a held snapshot, the next are made beside the claims …
 _FEW: Final = 16  # … unless it was a claim of more jobs than this, which takes its time for them
@@ -126,8 +126,7 @@ class FullScans:
             if claimed <= _FEW:
                 self.dear = self._cost > _DEAR
         if full or short:
-            share = _BESIDE_SHARE if self.dear else _FULL_SCAN_SHARE
-            at = now + max(0.0 if short else _FULL_SCAN_EVERY, self._cost * share)
+            at = now + max(0.0 if short else _FULL_SCAN_EVERY, self._cost * _FULL_SCAN_SHARE)
             self._at = at if full else min(self._at, at)
 
 

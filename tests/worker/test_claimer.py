@@ -364,7 +364,7 @@ async def test_between_long_looks_there_are_some_into_the_last_seconds(dsn: str,
     async def note() -> None:
         pass
 
-    async with working(app, slots=2) as worker:
+    async with working(app, slots=2, poll=timedelta(milliseconds=20)) as worker:
         claims, beside = worker.claimer._claims, worker._links[4]
         await until(lambda: claims.marks.clock_offset is not None, "it can set marks")
         send = beside.arun
@@ -373,8 +373,7 @@ async def test_between_long_looks_there_are_some_into_the_last_seconds(dsn: str,
             since = statement.params["since"]
             looks.append(since)
             if since is None:
-                await asyncio.sleep(0.05)  # so that the next of this kind is far
-                return []
+                return []  # so that only the others can find the job
             assert -9 < since - time.time() < -7
             return await send(statement)
 
@@ -386,7 +385,6 @@ async def test_between_long_looks_there_are_some_into_the_last_seconds(dsn: str,
             await in_state(await note.enqueue(), "completed")
             await until(lambda: None in looks and len(looks) > 1, "it has looked")
         await in_state(job, "completed")
-    assert looks.count(None) == 1
 
 
 async def test_claims_begin_near_the_last_one_while_the_dead_are_dear(
