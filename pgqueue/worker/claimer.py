@@ -1,7 +1,7 @@
 """Claims jobs ahead of the slots, and decides how long to sleep when there are none.
 
 Three tempers. *Busy*: a claim came back full: claim again as soon as the executor is hungry. *Hot*: jobs come in
-one by one, but fast: look every 2 ms, silently, so that enqueues pay for no NOTIFY. *Idle*: arm the bell, look once
+one by one, but fast: look every 1 or 2 ms, silently, so that enqueues pay for no NOTIFY. *Idle*: arm the bell, look once
 more, then sleep until it rings, the next job is due, or the next poll.
 """
 
@@ -37,17 +37,19 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 _HOT_GAP: Final = 0.002
+_HOTTER_GAP: Final = 0.001  # while most looks find something
 _HOT_FOR: Final = 0.02
 _DENSE: Final = 0.01  # two finds, or two bells and a find, within this time: hot
 _YIELD_PACE: Final = 0.1  # what a look has found counts so much …
 _YIELD_LEAST: Final = 0.25  # … in the share of looks that find something, which is to be at least this
+_MOST: Final = 0.5  # of the looks
 _LOT: Final = 16  # bells after which it is asked who got the jobs …
 _LOT_WITHIN: Final = 5.0  # … if they came within this time
 _AWAKE: Final = 2.5  # so many stay awake, on average
 _MOST_DEAF: Final = 5.0
 _DEAF_LOOK: Final = 0.1
 _HELP: Final = 8  # a deaf worker that finds so many jobs at once is needed
-_FIRST_LOOK: Final = 0.02
+_FIRST_LOOK: Final = 0.005
 _ARMED_POLLS: Final = 5  # who has the bell sleeps so many poll intervals
 
 
@@ -164,7 +166,7 @@ class Claimer:
         if self._hot:
             if self._bell.armed:
                 self._bell.disarm()
-            await self._sleep(_HOT_GAP)
+            await self._sleep(_HOTTER_GAP if self._yield > _MOST else _HOT_GAP)
         elif now < self._deaf_until:
             await self._sleep_deaf()
         elif self._bell.armed:
