@@ -1853,19 +1853,22 @@ END $function$;
 -- pgqueue.retry(bigint)
     GRANT X TO pgqueue_admin
 
-CREATE OR REPLACE FUNCTION pgqueue.ring(queue text)
+CREATE OR REPLACE FUNCTION pgqueue.ring(queue text, back boolean DEFAULT false)
  RETURNS void
  LANGUAGE plpgsql
  SET search_path TO 'pg_catalog', 'pg_temp'
 AS $function$
 BEGIN
+    IF back AND pg_notification_queue_usage() < 0.5 THEN
+        PERFORM pg_notify('pgqueue.back', queue);
+    END IF;
     IF pg_try_advisory_lock(hashtextextended('pgqueue.bell ' || queue, 0)) THEN
         PERFORM pg_advisory_unlock(hashtextextended('pgqueue.bell ' || queue, 0));
     ELSIF pg_notification_queue_usage() < 0.5 THEN
         PERFORM pg_notify('pgqueue.wake', queue);
     END IF;
 END $function$;
--- pgqueue.ring(text)
+-- pgqueue.ring(text,boolean)
     GRANT X TO pgqueue_admin
     GRANT X TO pgqueue_worker
 

@@ -81,7 +81,7 @@ class Desk:
         self._arming = asyncio.Lock()
         self._giving_back: set[asyncio.Task[None]] = set()
         self.draining = False
-        self.bell = Bell(listen_dsn, schema, [], lambda _job_id: None)
+        self.bell = Bell(listen_dsn, schema, [], lambda _job_id: None, back=self._want)
 
     @property
     def waiting(self) -> int:
@@ -148,6 +148,10 @@ class Desk:
                     one.kick.set()
         finally:
             listening.cancel()
+
+    def _want(self, queue: str) -> None:
+        for counter in self._counters.values():
+            counter.want(queue)
 
     async def close(self) -> None:
         """After the last client: end the loops, wait for what is given back."""
@@ -217,6 +221,10 @@ class Counter:
         self.kick.set()
         if not self.busy:
             self._task = asyncio.get_running_loop().create_task(self._serve())
+
+    def want(self, queue: str) -> None:
+        """A job of this queue is back at its old place."""
+        self._claims.want(queue)
 
     def look_once_for(self, waiter: Waiter) -> None:
         """Its time is over: it gets what the next claim finds, or nothing. So no claim is ever cut short."""
@@ -326,5 +334,6 @@ class Counter:
         pause = min(max(quiet, _FIRST_LOOK), self._poll * (_ARMED_POLLS if patient else 1))
         if ahead.ready:
             pause = min(pause, _IN_VAIN)
-        due = math.inf if ahead.seconds is None else max(ahead.seconds, 0.0) + 0.001
+        due = min(math.inf if ahead.seconds is None else ahead.seconds, self._claims.wanted_in)
+        due = max(due, 0.0) + 0.001
         await until_set(self.kick, min(pause * random.uniform(0.8, 1), due))  # noqa: S311 - not all servers together

@@ -55,7 +55,7 @@ WITH done AS MATERIALIZED (
     FROM outcome o JOIN kept k ON k.id = o.id
     WHERE j.id = ANY (%(ids)s::bigint[]) AND j.id = o.id AND j.lease_token = o.token AND j.state = 'running'
       AND NOT k.cancel_requested
-    RETURNING j.id, j.queue
+    RETURNING j.id, j.queue, o.delay <= 0 AS at_once
 ), ended AS (
     DELETE FROM pgqueue.leases l USING done d WHERE l.token = ANY (%(done_tokens)s::bigint[]) AND l.token = d.token
 ), settled AS (  -- batches are counted and followers told in the same commit, after the rows are in history
@@ -70,4 +70,5 @@ WHERE NOT EXISTS (SELECT FROM landed l WHERE l.id = o.id) AND NOT EXISTS (SELECT
 UNION ALL
 SELECT s.id, NULL FROM settled s  -- never any
 UNION ALL
-SELECT NULL, NULL FROM (SELECT DISTINCT b.queue FROM back b) again WHERE pgqueue.ring(again.queue) IS NULL  -- never any, too
+SELECT NULL, NULL FROM (SELECT b.queue, bool_or(b.at_once) AS at_once FROM back b GROUP BY b.queue) again
+WHERE pgqueue.ring(again.queue, again.at_once) IS NULL  -- never any, too

@@ -59,4 +59,4 @@ WITH expired AS MATERIALIZED (
 )
 SELECT * FROM landed UNION ALL SELECT * FROM back UNION ALL SELECT s.id, NULL, NULL, NULL, NULL, NULL FROM settled s
 UNION ALL  -- never any: for those who sleep
-SELECT NULL, again.queue, NULL, NULL, NULL, NULL FROM (SELECT DISTINCT b.queue FROM back b) again WHERE pgqueue.ring(again.queue) IS NULL
+SELECT NULL, again.queue, NULL, NULL, NULL, NULL FROM (SELECT DISTINCT b.queue FROM back b) again WHERE pgqueue.ring(again.queue, true) IS NULL

@@ -43,7 +43,7 @@ class Bell:
     ``armed_at``: since when enqueues ring it, if it is armed. ``gap``: seconds between the last two notifications,
     ``heard``: how many came since it was last set to 0. ``named``: the queues they were for, until somebody empties
     it; ``rung`` without any means that nobody knows. ``edited`` is called when somebody has added or changed a
-    schedule.
+    schedule, ``back`` with a queue of which a job is back at its old place.
     """
 
     def __init__(
@@ -54,6 +54,7 @@ class Bell:
         cancelled: Callable[[int], None],
         *,
         edited: Callable[[], object] = lambda: None,
+        back: Callable[[str], object] = lambda _queue: None,
         silent: bool = False,
     ) -> None:
         self._dsn = dsn
@@ -62,6 +63,7 @@ class Bell:
         self.named: set[str] = set()
         self._cancelled = cancelled
         self._edited = edited
+        self._back = back
         self._silent = silent
         self._connection: psycopg.AsyncConnection[Any] | None = None
         self._questions: deque[tuple[str, asyncio.Future[list[bytes | None]]]] = deque()  # the first one is under way
@@ -143,7 +145,7 @@ class Bell:
         self._connection = connection
         self._fd = connection.fileno()
         asyncio.get_running_loop().add_reader(self._fd, self._on_readable)
-        channels = ("wake", "cancel", "schedules")
+        channels = ("wake", "back", "cancel", "schedules")
         await self._ask("; ".join(f'LISTEN "{self._schema}.{channel}"' for channel in channels))
         self.up = True
         self.rung.set()
@@ -224,7 +226,13 @@ class Bell:
                 self._cancelled(int(text))
         elif channel.endswith(b".schedules"):
             self._edited()
-        elif text in self.queues:
+        elif text not in self.queues:
+            return
+        elif channel.endswith(b".back"):
+            self._back(text)
+            self.named.add(text)
+            self.rung.set()
+        else:
             now = time.monotonic()
             self.gap, self._heard_at = now - self._heard_at, now
             self.heard += 1

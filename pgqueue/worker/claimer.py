@@ -1,8 +1,8 @@
 """Claims jobs ahead of the slots, and decides how long to sleep when there are none.
 
 Three tempers. *Busy*: a claim came back full: claim again as soon as the executor is hungry. *Hot*: jobs come in
-one by one, but fast: look every 1 or 2 ms, silently, so that enqueues pay for no NOTIFY. *Idle*: arm the bell, look once
-more, then sleep until it rings, the next job is due, or the next poll.
+one by one, but fast: look every 1 or 2 ms, silently, so that enqueues pay for no NOTIFY. *Idle*: arm the bell, look
+once more, then sleep until it rings, the next job is due, or the next poll.
 """
 
 from __future__ import annotations
@@ -127,6 +127,10 @@ class Claimer:
             if found < want and not self._claims.more:
                 await self._rest(found)
 
+    def want(self, queue: str) -> None:
+        """A job of this queue is back at its old place."""
+        self._claims.want(queue)
+
     @property
     def managed(self) -> list[str]:
         """The queues with keys or limits."""
@@ -229,7 +233,8 @@ class Claimer:
             if ahead is None or (ahead.ready and asked):
                 return
             pause = self._pause(patient=not (ahead.ready or self._claims.managed))
-            due = math.inf if ahead.seconds is None else max(ahead.seconds, 0.0) + 0.001
+            due = min(math.inf if ahead.seconds is None else ahead.seconds, self._claims.wanted_in)
+            due = max(due, 0.0) + 0.001
             if await self._sleep(min(pause, due)) or due < pause or self._claims.managed or not self._bell.armed:
                 return
             asked = True

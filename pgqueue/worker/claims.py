@@ -140,6 +140,17 @@ class Claims:
         self._know_managed(ahead.managed)
         return ahead if known.issuperset(ahead.managed) else None
 
+    def want(self, queue: str) -> None:
+        """A job of this queue is back at its old place, which may lie before the marks."""
+        self._full_scans.want()
+        if queue in self.managed:
+            self.managed[queue].full_scans.want()
+
+    @property
+    def wanted_in(self) -> float:
+        """Seconds until what is back may be looked for; infinite when nothing is."""
+        return self._full_scans.wanted_in
+
     def _from_the_start(self) -> bool:
         """Whether the next look is to be one from the start of the lanes, in which the marks play no part.
 

@@ -20,6 +20,7 @@ MOST_RECENT_COST: Final = 0.02  # seconds that a look into these counts at most:
 _FULL_SCAN_SHARE: Final = 100  # a scan from the start takes at most a hundredth of the time …
 _FULL_SCAN_EVERY: Final = 1.0  # … and while marked claims come back full, one a second is enough
 _DEAR: Final = 0.005  # seconds: when one takes longer, as under a held snapshot, the next are made beside the claims …
+_DEAR_SHARE: Final = 400  # … and take less of the time, as long as nobody says that a job is back …
 _FEW: Final = 16  # … unless it was a claim of more jobs than this, which takes its time for them
 _MOST_HINTS: Final = 500
 
@@ -104,12 +105,12 @@ class Marks:
 class FullScans:
     """When to look through the lanes from their start: what that costs, claims and looks alike, sets how often.
 
-    ``most``: no scan counts as longer than this.
+    ``most``: no scan counts as longer than this, and none is made less often because it is dear.
     """
 
     def __init__(self, most: float = math.inf) -> None:
         self._most = most
-        self._at = -math.inf
+        self._at = self._began = self._ended = self._wanted_at = -math.inf
         self._cost = 0.0
         self.dear = False  # the last one took so long that no claim should wait for the next
 
@@ -118,15 +119,28 @@ class FullScans:
         """Whether the next scan may be a full one."""
         return time.monotonic() >= self._at
 
+    @property
+    def wanted_in(self) -> float:
+        """Seconds until the one that somebody asked for may be made; infinite when nobody did."""
+        return self._at - time.monotonic() if self._wanted_at > self._began else math.inf
+
+    def want(self) -> None:
+        """Something is back that no marked scan will find: the next is due as soon as its cost allows."""
+        self._wanted_at = time.monotonic()
+        self._at = min(self._at, self._ended + self._cost * _FULL_SCAN_SHARE)
+
     def made(self, began: float, *, full: bool, short: bool, claimed: int = 0) -> None:
         """A scan that began then has ended; ``short``: it has found less than it was to find."""
         now = time.monotonic()
         if full:
+            self._began, self._ended = began, now
             self._cost = min(now - began, self._most)
             if claimed <= _FEW:
                 self.dear = self._cost > _DEAR
         if full or short:
-            at = now + max(0.0 if short else _FULL_SCAN_EVERY, self._cost * _FULL_SCAN_SHARE)
+            rare = self.dear and self._most == math.inf and self._wanted_at <= self._began
+            share = _DEAR_SHARE if rare else _FULL_SCAN_SHARE
+            at = now + max(0.0 if short else _FULL_SCAN_EVERY, self._cost * share)
             self._at = at if full else min(self._at, at)
 
 

@@ -189,7 +189,7 @@ class Worker:
         )
         self.bell = Bell(
             listen_dsn, app.schema, self.queues, self._on_cancel,
-            edited=self.scheduler.edited.set, silent=not self._with_bell,
+            edited=self.scheduler.edited.set, back=self._on_back, silent=not self._with_bell,
         )  # fmt: skip
         self.renewer = Renewer(
             dsn, self.hand, self.lease, app.schema,
@@ -262,6 +262,9 @@ class Worker:
         """A hint, no more: anybody may NOTIFY. The renewal asks the row whether somebody may have asked."""
         self.hand.look_again(job_id)
         self.renewer.wake()
+
+    def _on_back(self, queue: str) -> None:
+        self.claimer.want(queue)
 
     def _on_landed(self) -> None:
         self.executor.hungry.set()

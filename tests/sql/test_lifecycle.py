@@ -882,6 +882,22 @@ def test_what_a_sweep_recovers_rings_for_those_who_sleep_and_what_ends_does_not(
     assert [note.payload for note in two.connection.notifies(timeout=30, stop_after=2)] == ["a", "the end"]
 
 
+@pytest.mark.parametrize("verdict", BACK)
+def test_what_is_back_at_its_old_place_is_told_to_those_who_are_awake(one: Peer, two: Peer, verdict: str):
+    """Their claims begin behind it; what is due later lies where they will look."""
+    for queue in "aabcd":
+        one.enqueue(queue=queue)
+    at_once, later = one.claim(queues=["a", "b"]), one.claim(queues=["c"])
+    one.claim(queues=["d"], lease=timedelta(seconds=-1))
+    two.sql('LISTEN "pgqueue.back"')
+    assert one.end(at_once, verdict) == []
+    assert one.end(later, verdict, delay=0.5) == []
+    assert [row.queue for row in one.sweep()] == ["d"]
+    one.sql("SELECT pg_notify('pgqueue.back', 'the end')")
+    notes = two.connection.notifies(timeout=30, stop_after=4)
+    assert sorted(note.payload for note in notes) == ["a", "b", "d", "the end"]
+
+
 # -- everything at once ----------------------------------------------------------------------------------------------
 
 

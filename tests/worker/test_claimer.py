@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
+from peers import Peer
 
 from pgqueue.worker.marks import FullScans, Marks
 from worker.support import TERMINATE_ALL, execute, in_state, make_app, query, until, working
@@ -385,6 +387,50 @@ async def test_between_long_looks_there_are_some_into_the_last_seconds(dsn: str,
             await in_state(await note.enqueue(), "completed")
             await until(lambda: None in looks and len(looks) > 1, "it has looked")
         await in_state(job, "completed")
+
+
+def test_looks_that_take_long_are_few_unless_something_is_back() -> None:
+    scans = FullScans()
+    scans.made(time.monotonic() - 1, full=True, short=True)
+    assert scans.wanted_in == math.inf
+    assert 390 < scans._at - time.monotonic() < 410
+    scans.want()
+    assert 90 < scans.wanted_in < 110
+    scans.made(time.monotonic() - 1, full=True, short=True)  # it may have passed the place before the job was back
+    assert 90 < scans.wanted_in < 110
+    scans.made(time.monotonic(), full=True, short=True)
+    assert scans.wanted_in == math.inf
+    capped = FullScans(most=0.02)
+    capped.made(time.monotonic() - 1, full=True, short=True)
+    assert 1.5 < capped._at - time.monotonic() < 2.5
+
+
+@pytest.mark.parametrize("how", ["released by another", "swept"])
+async def test_what_is_back_before_the_marks_is_found_however_rare_the_looks_are(
+    dsn: str, app: App, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    """Looks from the start come never by themselves here, and those into the last seconds reach less far."""
+    monkeypatch.setattr("pgqueue.worker.marks._DEAR_SHARE", 10**9)
+
+    @app.task(name="note")
+    async def note() -> None:
+        pass
+
+    with Peer(dsn) as peer:
+        job_id = peer.value("SELECT pgqueue.enqueue('note', run_at => now() - interval '1 minute')")
+        claim = peer.claim(lease=timedelta(seconds=30))
+        assert claim.ids == [job_id]
+        async with working(app) as worker:
+            claims = worker.claimer._claims
+            await until(lambda: claims.marks.clock_offset is not None and worker.bell.up, "it can set marks, and hear")
+            await in_state(await note.enqueue(), "completed")
+            claims._full_scans.made(time.monotonic() - 0.01, full=True, short=True)  # dear
+            if how == "swept":
+                peer.sql("UPDATE pgqueue.leases SET lease_until = now() - interval '1 s'")
+            else:
+                assert peer.end(claim, "release") == []
+            state = "SELECT state FROM pgqueue.all_jobs WHERE id = %s"
+            await until(lambda: peer.value(state, job_id) == "completed", "it has run")
 
 
 async def test_claims_begin_near_the_last_one_while_the_dead_are_dear(

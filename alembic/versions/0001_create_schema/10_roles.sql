@@ -28,7 +28,7 @@ GRANT EXECUTE ON FUNCTION pgqueue.related(bigint) TO pgqueue_reader, pgqueue_wor
 -- The worker: the engine's own statements.
 GRANT INSERT, UPDATE, DELETE ON pgqueue.jobs, pgqueue.leases, pgqueue.workers TO pgqueue_worker, pgqueue_admin;
 GRANT INSERT ON pgqueue.history TO pgqueue_worker, pgqueue_admin;
-GRANT EXECUTE ON FUNCTION pgqueue.bell_key(text), pgqueue.ring(text), pgqueue.prune(integer),
+GRANT EXECUTE ON FUNCTION pgqueue.bell_key(text), pgqueue.ring(text, boolean), pgqueue.prune(integer),
     pgqueue.claim_managed, pgqueue.settle, pgqueue.tidy,
     pgqueue.tick, pgqueue.declare_schedules, pgqueue.forget_ticks TO pgqueue_worker, pgqueue_admin;
 GRANT USAGE ON SEQUENCE pgqueue.jobs_id_seq TO pgqueue_worker, pgqueue_admin;
