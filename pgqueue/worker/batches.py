@@ -99,11 +99,12 @@ class BatchExecutor(Executor):
                 self._linger(batch)
         super().put(alone, first=first)
 
-    def tick(self) -> None:
+    def tick(self) -> bool:
         """See :meth:`Executor.tick`."""
-        super().tick()
+        settled = super().tick()
         if self._ready or self._filling:
             self.hungry.set()
+        return settled and not self._filling
 
     def close(self) -> None:
         """Start nothing more; what has gathered is given back."""

@@ -66,6 +66,8 @@ class Executor:
         self.hungry.set()
         self.idle = asyncio.Event()
         self.idle.set()
+        self.stirred = asyncio.Event()  # something came after a tick that had found nothing to do
+        self._dozing = self._came = False
         # the rate of completions, for claiming ahead
         self._ended = 0
         self._ahead = self._low = 0
@@ -107,11 +109,18 @@ class Executor:
             self._ready.extendleft(reversed(runs))
         else:
             self._ready.extend(runs)
+        self._came = True
+        if self._dozing:
+            self._dozing = False
+            self.stirred.set()
         self.idle.clear()
         self._pump()
 
-    def tick(self) -> None:
-        """Once a second: forget an old rate, give back what would wait too long here, sum up what was not logged."""
+    def tick(self) -> bool:
+        """Once a second: forget an old rate, give back what would wait too long here, sum up what was not logged.
+
+        Answers whether there was nothing since the last time; and will not be until ``stirred`` is set.
+        """
         now = time.monotonic()
         if now - self._rate_at > 1:
             self._set_rate(0.0)
@@ -122,10 +131,14 @@ class Executor:
         if self._unlogged:
             log.info("and %d more jobs ended", self._unlogged)
         self._logged = self._unlogged = 0
+        self._dozing = self.idle.is_set() and not self._rate and not self._came
+        self._came = False
+        return self._dozing
 
     def close(self) -> None:
         """Start nothing more; what has not started is given back."""
         self._stopping = True
+        self.stirred.set()
         self.hungry.set()
         while self._ready:
             self._release(self._ready.popleft())

@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _TICK: Final = 1.0
+_IDLE_TICK: Final = 5.0  # while nothing is held: a wake-up of a process that sleeps is a quarter of a millisecond
 _HEARTBEAT: Final = 10.0
 _PRUNE: Final = 3600.0
 _OWN_CONNECTIONS: Final = 10  # beyond one per slot, so that handlers in job.transaction() can also enqueue
@@ -144,7 +145,7 @@ class Worker:
                 every(self.app.settings.lease_check_interval.total_seconds(), self._sweep, "the sweep"),
                 every(_HEARTBEAT, self._heartbeat, "the heartbeat"),
                 every(_PRUNE, self._prune, "pruning"),
-                every(_TICK, self._tick, "the tick"),
+                every(_TICK, self._tick, "the tick", self.executor.stirred),
                 every(1.0, self.scheduler.look, "the scheduler", self.scheduler.edited),
             )
         ]
@@ -281,14 +282,16 @@ class Worker:
             self.meter.lost(1)
         self.executor.cancel(run, lost=True)
 
-    async def _tick(self) -> None:
-        self.vitals.expect(LOOP, _TICK + patience(self.lease.total_seconds()))
-        self.executor.tick()
+    async def _tick(self) -> float:
+        self.executor.stirred.clear()
+        pause = _IDLE_TICK if self.executor.tick() and not self._readiness() else _TICK
+        self.vitals.expect(LOOP, pause + patience(self.lease.total_seconds()))
         self.vitals.show(
             self._readiness(), bell=self.bell.up, busy=self.executor.running, free=self.slots - self.executor.running
         )
         if self.meter is not None:
             self.meter.beat()
+        return pause
 
     def _readiness(self) -> Readiness:
         if self._stopping.is_set():

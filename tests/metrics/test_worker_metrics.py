@@ -220,6 +220,32 @@ async def test_slots_bell_and_readiness_are_shown(app: App, monitor: Monitor):
     assert vitals.overdue() == []
 
 
+async def test_an_idle_worker_shows_at_once_what_begins(
+    app: App, monitor: Monitor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It looks at its slots so rarely here that only what comes can have made it look."""
+    monkeypatch.setattr("pgqueue.worker.worker._IDLE_TICK", 3600.0)
+    gate = asyncio.Event()
+
+    @app.task(name="waits")
+    async def waits() -> None:
+        await gate.wait()
+
+    vitals = monitor.vitals
+    async with working(app, monitor=monitor, slots=5) as worker:
+        for _ in range(2):
+            await until(lambda: worker.executor._dozing and not vitals.readiness, "it is idle")
+            job = await waits.enqueue()
+            await until(lambda: vitals.busy == 1, "a slot is busy")
+            gate.set()
+            await until(lambda: vitals.busy == 0, "it is free")
+            await in_state(job, "completed")
+            gate.clear()
+        await until(lambda: worker.executor._dozing, "it is idle")
+        worker.stop()
+    assert vitals.readiness == "stopping"
+
+
 async def test_a_worker_that_is_to_poll_is_ready_without_a_bell(app: App, monitor: Monitor):
     app.task(name="t")(lambda: None)
     async with working(app, monitor=monitor, bell=False):
