@@ -21,6 +21,7 @@ _FULL_SCAN_SHARE: Final = 100  # a scan from the start takes at most a hundredth
 _FULL_SCAN_EVERY: Final = 1.0  # … and while marked claims come back full, one a second is enough
 _DEAR: Final = 0.005  # seconds: when one takes longer, as under a held snapshot, the next are made beside the claims …
 _DEAR_SHARE: Final = 400  # … and take less of the time, as long as nobody says that a job is back …
+_DEAR_EVERY: Final = 30.0  # … but one in so many seconds may take its hundredth …
 _FEW: Final = 16  # … unless it was a claim of more jobs than this, which takes its time for them
 _MOST_HINTS: Final = 500
 
@@ -138,9 +139,10 @@ class FullScans:
             if claimed <= _FEW:
                 self.dear = self._cost > _DEAR
         if full or short:
-            rare = self.dear and self._most == math.inf and self._wanted_at <= self._began
-            share = _DEAR_SHARE if rare else _FULL_SCAN_SHARE
-            at = now + max(0.0 if short else _FULL_SCAN_EVERY, self._cost * share)
+            pause = self._cost * _FULL_SCAN_SHARE
+            if self.dear and self._most == math.inf and self._wanted_at <= self._began:
+                pause = max(pause, min(self._cost * _DEAR_SHARE, _DEAR_EVERY))
+            at = now + max(0.0 if short else _FULL_SCAN_EVERY, pause)
             self._at = at if full else min(self._at, at)
 
 

@@ -6,6 +6,7 @@ import asyncio
 import math
 import time
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -389,20 +390,30 @@ async def test_between_long_looks_there_are_some_into_the_last_seconds(dsn: str,
         await in_state(job, "completed")
 
 
-def test_looks_that_take_long_are_few_unless_something_is_back() -> None:
+def test_looks_that_take_long_are_few_unless_something_is_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1_000.0
+    monkeypatch.setattr("pgqueue.worker.marks.time", SimpleNamespace(monotonic=lambda: now))
     scans = FullScans()
-    scans.made(time.monotonic() - 1, full=True, short=True)
+    for took, between in (0.001, 0.1), (0.05, 20), (0.2, 30), (1, 100):  # seconds
+        scans.made(now - took, full=True, short=True)
+        assert scans._at == pytest.approx(now + between)
     assert scans.wanted_in == math.inf
-    assert 390 < scans._at - time.monotonic() < 410
+
+    scans.made(now - 0.05, full=True, short=True)
     scans.want()
-    assert 90 < scans.wanted_in < 110
-    scans.made(time.monotonic() - 1, full=True, short=True)  # it may have passed the place before the job was back
-    assert 90 < scans.wanted_in < 110
-    scans.made(time.monotonic(), full=True, short=True)
+    assert scans.wanted_in == pytest.approx(5)
+    now += 6
+    assert scans.due
+    scans.made(now - 10, full=True, short=True)  # it may have passed the place before the job was back
+    assert scans.wanted_in == pytest.approx(1_000)
+    now += 2_000
+    scans.made(now - 0.05, full=True, short=True)
     assert scans.wanted_in == math.inf
-    capped = FullScans(most=0.02)
-    capped.made(time.monotonic() - 1, full=True, short=True)
-    assert 1.5 < capped._at - time.monotonic() < 2.5
+    assert scans._at == pytest.approx(now + 20)
+
+    scans = FullScans(most=0.02)
+    scans.made(now - 1, full=True, short=True)
+    assert scans._at == pytest.approx(now + 2)
 
 
 @pytest.mark.parametrize("how", ["released by another", "swept"])
@@ -411,6 +422,7 @@ async def test_what_is_back_before_the_marks_is_found_however_rare_the_looks_are
 ) -> None:
     """Looks from the start come never by themselves here, and those into the last seconds reach less far."""
     monkeypatch.setattr("pgqueue.worker.marks._DEAR_SHARE", 10**9)
+    monkeypatch.setattr("pgqueue.worker.marks._DEAR_EVERY", 10**9)
 
     @app.task(name="note")
     async def note() -> None:
