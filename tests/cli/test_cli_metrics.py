@@ -194,9 +194,9 @@ def test_several_processes_are_one_page_and_a_killed_one_loses_and_doubles_nothi
             until(lambda victim=victim: len(pids() - {victim}) == 2, "its successor")
             assert finished() == 500 * round_
             until(lambda: get(port, "/readyz").status == 200, "both are ready again")
+    until(lambda: get(port).samples["pgqueue_slots", "free"] == 6, "all slots to be shown as free")
     page = get(port)
     assert page.samples["pgqueue_run_seconds_count", "default", "echo"] == 1500
-    assert page.samples["pgqueue_slots", "free"] == 6
     assert page.samples["pgqueue_bell_up",] == 1
     assert page.types == {name: kind for name, (kind, _) in shown(catalogue.PROCESS).items()}
     assert stopped(supervisor) == 0
