@@ -56,6 +56,7 @@ def test_a_mail_server_that_is_down_is_tried_again(pgqueue_queue: Sandbox, monke
         raise shop.MailServerDownError
 
     monkeypatch.setattr(shop.mailer, "send", refuse)
+    pgqueue_queue.clock.move_to(datetime(2040, 1, 10, 12, tzinfo=UTC))  # a Tuesday: the report is not due
     shop.welcome.enqueue_sync("ann@example.com")
     states = []
     for _ in range(3):

@@ -5,7 +5,7 @@ Pages per job, whatever else waits. The functions inside are not in a plan, but 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from peers import SCHEMA, Peer
@@ -109,23 +109,25 @@ def test_a_sweep_touches_a_bounded_number_of_pages_per_job_and_follower(worker: 
 
 
 def test_verbs_on_workflows_touch_a_bounded_number_of_pages(client: Explainer):
-    """The last of three, so that the catalog is loaded."""
-    measured = {}
+    """The least of three: the catalog is read at the first, and again when autovacuum has changed something in it."""
+    measured: dict[str, list[int]] = {}
+
+    def measure(name: str, statement: statements.Statement[Any]) -> None:
+        measured.setdefault(name, []).append(client.explain(statement).buffers)
+
     for _ in range(3):
         batch_id, ups, followers, last = flows(client, 2)
-        measured["follow"] = client.explain(
-            statements.submit(JobSpec.make("t", depends_on=[ups[0], batch_id, last[1]]), schema=SCHEMA)
-        )
-        measured["cancel"] = client.explain(statements.cancel(followers[0], schema=SCHEMA))
-        measured["retry"] = client.explain(statements.retry(followers[0], schema=SCHEMA))
-        measured["upstream"] = client.explain(statements.list_upstream(followers[0], schema=SCHEMA))
-        measured["tree"] = client.explain(statements.tree(followers[0], schema=SCHEMA))
-        measured["cancel a batch"] = client.explain(statements.cancel_batch(batch_id, schema=SCHEMA))
-        extended = statements.submit_many([JobSpec.make("t")] * 2, after={1: [0]}, schema=SCHEMA)
-        measured["many"] = client.explain(extended)
-    print("MEASURED", {name: plan.buffers for name, plan in measured.items()})
-    for name, plan in measured.items():
-        assert plan.buffers <= (3_000 if name == "tree" else 700), name
+        upstream = [ups[0], batch_id, last[1]]
+        measure("follow", statements.submit(JobSpec.make("t", depends_on=upstream), schema=SCHEMA))
+        measure("cancel", statements.cancel(followers[0], schema=SCHEMA))
+        measure("retry", statements.retry(followers[0], schema=SCHEMA))
+        measure("upstream", statements.list_upstream(followers[0], schema=SCHEMA))
+        measure("tree", statements.tree(followers[0], schema=SCHEMA))
+        measure("cancel a batch", statements.cancel_batch(batch_id, schema=SCHEMA))
+        measure("many", statements.submit_many([JobSpec.make("t")] * 2, after={1: [0]}, schema=SCHEMA))
+    print("MEASURED", measured)
+    for name, pages in measured.items():
+        assert min(pages) <= (3_000 if name == "tree" else 700), name
 
 
 def test_an_end_under_a_million_edges_of_others_costs_what_it_costs_alone(worker: Explainer, dsn: str):
@@ -141,6 +143,6 @@ def test_an_end_under_a_million_edges_of_others_costs_what_it_costs_alone(worker
                 assert claim.ids == [up]
                 statement = statements.finish([(up, claim.token, COMPLETED)], [claim.token], schema=SCHEMA)
                 found.append(peer.explain(statement).buffers)
-            pages.append(found[-1])
+            pages.append(min(found))
     print(f"MEASURED {pages}")
     assert pages[1] <= 2 * pages[0] + 100
