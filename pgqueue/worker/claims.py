@@ -161,6 +161,7 @@ class Claims:
             return self._full_scans.due
         if self._looking is None or self._looking.done():
             if self._full_scans.due:
+                self._full_scans.begins()
                 self._looking = asyncio.create_task(self._look_behind(self._full_scans, None))
             elif self._recent_scans.due:
                 self._looking = asyncio.create_task(self._look_behind(self._recent_scans, self.marks.recently))

@@ -130,6 +130,10 @@ class FullScans:
         self._wanted_at = time.monotonic()
         self._at = min(self._at, self._ended + self._cost * _FULL_SCAN_SHARE)
 
+    def begins(self) -> None:
+        """A scan begins that goes on beside others: it is the one that was asked for, nobody need wake for it."""
+        self._began = time.monotonic()
+
     def made(self, began: float, *, full: bool, short: bool, claimed: int = 0) -> None:
         """A scan that began then has ended; ``short``: it has found less than it was to find."""
         now = time.monotonic()

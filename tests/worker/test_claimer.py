@@ -404,6 +404,11 @@ def test_looks_that_take_long_are_few_unless_something_is_back(monkeypatch: pyte
     assert scans.wanted_in == pytest.approx(5)
     now += 6
     assert scans.due
+    scans.begins()
+    assert scans.wanted_in == math.inf, "an idle worker would turn in circles until it has ended"
+    now += 1
+    scans.want()  # behind its back
+    assert scans.wanted_in <= 0
     scans.made(now - 10, full=True, short=True)  # it may have passed the place before the job was back
     assert scans.wanted_in == pytest.approx(1_000)
     now += 2_000
